@@ -1,0 +1,112 @@
+//! Floor 3: call applications, deterministic state machines that know no clock, socket or thread.
+//!
+//! Every member of a slot runs the same application over the same entries and must produce the same
+//! bytes. What an application may use is in its arguments and nowhere else: logical time, a random
+//! source seeded per call, the slot's shared state, and the output buffer.
+
+use crate::types::{CallKey, Endpoint, LocalId, Nanos};
+
+/// A datagram from a client as an ingress sees it, before it has a place in a log.
+#[derive(Copy, Clone, Debug)]
+pub struct Inbound<'a> {
+    /// Where it came from.
+    pub source: Endpoint,
+    /// The service endpoint it was sent to.
+    pub local: LocalId,
+    /// Its bytes.
+    pub payload: &'a [u8],
+}
+
+/// Names a timer within its call; setting a timer again under the same id moves it.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct TimerId(pub u8);
+
+/// What a call may see and do while it handles one packet or timer. Implemented by the call table.
+pub trait Context {
+    /// The slot's shared state.
+    type Shared;
+    /// A change to the slot's shared state.
+    type Change;
+
+    /// Logical time of the entry being executed, in ns since 1970. The only clock there is.
+    fn now(&self) -> Nanos;
+    /// The call's identity.
+    fn key(&self) -> CallKey;
+    /// Position of the entry being executed, and the slot's number.
+    fn place(&self) -> (u64, u16);
+    /// The next value of this call's own random sequence; the same on every member.
+    fn random(&mut self) -> u64;
+    /// The slot's shared state as it was before this entry.
+    fn shared(&self) -> &Self::Shared;
+    /// Asks for a change of the shared state; applied only after the handler has returned.
+    fn change(&mut self, change: Self::Change);
+    /// Queues a datagram from the service endpoint `local` to `to`.
+    fn send(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]);
+    /// As `send`, but the last two bytes are replaced on release by the id (u16, big endian) of the node
+    /// whose outputs were taken. They count for no digest: the one thing in which members may differ.
+    fn send_stamped(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]);
+    /// Sets (or moves) a timer of this call to fire at logical time `at`.
+    fn set_timer(&mut self, id: TimerId, at: Nanos);
+    /// Clears a timer of this call.
+    fn clear_timer(&mut self, id: TimerId);
+    /// Ends the call once the handler has returned: its state and timers go.
+    fn end(&mut self);
+}
+
+/// Why a datagram belongs to no call.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Unclassified {
+    /// Too short or not of the protocol the key extractor was told to expect.
+    NoKey,
+}
+
+/// A snapshot that this version of the application cannot read.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("call snapshot version {version} ({bytes} bytes) is not readable by this application: upgrade this node")]
+pub struct BadSnapshot {
+    /// The version found.
+    pub version: u16,
+    /// How many bytes it had.
+    pub bytes: usize,
+}
+
+/// A call application. `Self` holds only configuration that is the same on every node.
+pub trait CallApp {
+    /// The state of one call.
+    type Call;
+    /// State shared by the calls of one slot (e.g. media ports).
+    type Shared: Default;
+    /// A change to the shared state.
+    type Change;
+
+    /// Finds the call of a datagram. Stateless: runs at any ingress.
+    fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified>;
+
+    /// The state of a call nobody has heard of; called with its first packet, before `on_packet`.
+    fn open(&self, key: CallKey, now: Nanos) -> Self::Call;
+
+    /// Handles one packet.
+    fn on_packet(
+        &self,
+        call: &mut Self::Call,
+        ctx: &mut impl Context<Shared = Self::Shared, Change = Self::Change>,
+        packet: &Inbound<'_>,
+    );
+
+    /// Handles a timer that is due.
+    fn on_timer(
+        &self,
+        call: &mut Self::Call,
+        ctx: &mut impl Context<Shared = Self::Shared, Change = Self::Change>,
+        id: TimerId,
+    );
+
+    /// Applies a change asked for through [`Context::change`].
+    fn apply(&self, shared: &mut Self::Shared, change: Self::Change);
+
+    /// Appends the call's state to `out`; returns the version of the form.
+    fn snapshot(&self, call: &Self::Call, out: &mut Vec<u8>) -> u16;
+
+    /// Reads back what `snapshot` wrote, in this or an earlier version.
+    fn restore(&self, version: u16, bytes: &[u8]) -> Result<Self::Call, BadSnapshot>;
+}

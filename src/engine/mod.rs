@@ -1,0 +1,32 @@
+//! Floor 4: one shard (owner side, member side and application) and one control (detector and map).
+//!
+//! # The run-loop contract
+//!
+//! A driver (the epoll shell or the simulator) owns the sockets and clocks. Each turn of its loop it
+//!
+//! 1. reads the clocks once ([`Now`]);
+//! 2. hands over everything that arrived: [`Shard::on_peer`] for the opened plaintext of datagrams of
+//!    other nodes, [`Shard::on_client`] for client datagrams, [`Shard::on_suspects`] when the control's
+//!    set changed, and [`Shard::on_timeout`] when [`Shard::next_timeout`] has passed;
+//! 3. calls [`Shard::flush`] once, which writes everything to be sent into the [`Outbox`];
+//! 4. sends, and then calls [`Shard::on_sent`] once for the client datagrams the kernel took
+//!    (`released` is advertised only after that);
+//! 5. sleeps until something arrives or `next_timeout`.
+//!
+//! No method blocks, reads a clock, or calls back into the driver other than through the outbox.
+
+use crate::types::{Endpoint, LocalId, NodeId, Slot};
+
+/// Where a shard puts what is to be sent. Implemented by the drivers.
+pub trait Outbox {
+    /// One datagram (plaintext frames, unsealed) for shard `n` of node `to`, `n` being this shard's number.
+    /// Consecutive datagrams for one node come one after the other, so that a driver can send them in one
+    /// GSO call; all but the last of such a run have the same length.
+    fn peer(&mut self, to: NodeId, plaintext: &[u8]);
+
+    /// One datagram (plaintext frames) for every node of `to`, for drivers that multicast.
+    fn multicast(&mut self, to: crate::types::NodeSet, plaintext: &[u8]);
+
+    /// One reply for a client, to leave from the service endpoint `local`.
+    fn client(&mut self, slot: Slot, local: LocalId, to: Endpoint, bytes: &[u8]);
+}

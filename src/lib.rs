@@ -1,0 +1,9 @@
+//! Tandem keeps stateful UDP calls alive when machines die: every call runs on a small group of nodes in
+//! mirror, and the next node answers from the very packet at which the master fell silent.
+//!
+//! The floors, each importing only from those below it (`tests/tidy.rs` enforces it), are described in
+//! ARCHITECTURE.md: [`types`]; `wire`, `config`; `proto`, [`app`]; [`engine`]; `sim`, `io`; `cli`.
+
+pub mod app;
+pub mod engine;
+pub mod types;
