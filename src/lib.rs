@@ -8,3 +8,4 @@ pub mod app;
 pub mod engine;
 pub mod io;
 pub mod types;
+pub mod wire;
