@@ -1,8 +1,7 @@
-//! Batches of datagrams in one system call: `recvmmsg(2)`, `sendmmsg(2)`, with the segment offloads of `udp(7)`.
+//! Sending datagrams in batches: `sendmmsg(2)`, with `UDP_SEGMENT` of `udp(7)`.
 //!
-//! Nothing here allocates once a batch has reached its working size. Two traps are closed in this file: every
-//! header is written anew before every call (the kernel shrinks `msg_namelen` and `msg_controllen`), and a
-//! `sendmmsg` that stops half-way names no error, so the rest is sent again to learn it.
+//! Nothing here allocates once a batch has reached its working size. A `sendmmsg` that stops half-way names no
+//! error, so the rest is sent again to learn it.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -10,179 +9,13 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
-use super::address::RawAddress;
+use super::raw::{Control, RawAddress};
+use super::sys_recv::{blank_header, blank_vector};
 
-/// `CMSG_SPACE` of one `int`: a `cmsghdr` (16 bytes on 64-bit Linux) and 4 bytes, padded to 8.
-const CONTROL_LEN: usize = 24;
-/// Bytes of `struct cmsghdr` on 64-bit Linux: `cmsg_len` (usize), `cmsg_level` and `cmsg_type` (int).
-const CONTROL_HEADER: usize = size_of::<usize>() + 8;
 /// The kernel refuses to split one send into more segments (`UDP_MAX_SEGMENTS`, 64 before Linux 6.9).
 pub const MAX_SEGMENTS: usize = 64;
 /// The longest payload of one UDP send: 65,535 less the IPv4 and UDP headers.
 pub const MAX_DATAGRAM: usize = 65_507;
-
-const _: () = assert!(size_of::<usize>() == 8, "control messages are laid out here for 64-bit Linux");
-
-/// One control message in the kernel's layout (`cmsg(3)`), aligned for its header.
-#[derive(Copy, Clone, Debug)]
-#[repr(C, align(8))]
-struct Control([u8; CONTROL_LEN]);
-
-impl Control {
-    /// A `UDP_SEGMENT` control message: the kernel cuts the payload every `size` bytes (`udp(7)`).
-    fn segment(size: u16) -> (Control, usize) {
-        let mut bytes = [0; CONTROL_LEN];
-        bytes[..size_of::<usize>()].copy_from_slice(&(CONTROL_HEADER + 2).to_ne_bytes());
-        bytes[8..12].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
-        bytes[12..16].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
-        bytes[16..18].copy_from_slice(&size.to_ne_bytes());
-        (Control(bytes), CONTROL_LEN)
-    }
-
-    /// The segment size of a `UDP_GRO` control message (an int), if that is what the kernel wrote.
-    fn read_gro(&self, written: usize) -> Option<usize> {
-        if written < CONTROL_HEADER + 4 {
-            return None;
-        }
-        let int = |at: usize| self.0[at..at + 4].try_into().map(i32::from_ne_bytes).ok();
-        if int(8)? == libc::SOL_UDP && int(12)? == libc::UDP_GRO {
-            usize::try_from(int(16)?).ok().filter(|size| *size > 0)
-        } else {
-            None
-        }
-    }
-}
-
-/// A header that points nowhere.
-fn blank_header() -> libc::mmsghdr {
-    // SAFETY: mmsghdr is a C struct of integers and pointers, for which all-zero bytes are a valid value.
-    unsafe { std::mem::zeroed() }
-}
-
-fn blank_vector() -> libc::iovec {
-    libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }
-}
-
-/// One datagram, or several of equal size that the kernel joined (`UDP_GRO`), as it was received.
-#[derive(Debug)]
-pub struct Received<'a> {
-    /// Where it came from; `None` if the kernel named no IP address.
-    pub source: Option<SocketAddr>,
-    /// Its bytes.
-    pub bytes: &'a mut [u8],
-    /// The length of each joined datagram but the last, which may be shorter; the whole length if not joined.
-    pub segment: usize,
-    /// Bytes were cut off because the buffer was too small.
-    pub truncated: bool,
-}
-
-/// Reusable buffers for one `recvmmsg` call.
-#[derive(Debug)]
-pub struct RecvBatch {
-    size: usize,
-    filled: usize,
-    bytes: Vec<u8>,
-    names: Vec<RawAddress>,
-    controls: Vec<Control>,
-    vectors: Vec<libc::iovec>,
-    headers: Vec<libc::mmsghdr>,
-}
-
-// SAFETY: the pointers in `headers` and `vectors` are written anew by every `recv` and never read outside of it.
-unsafe impl Send for RecvBatch {}
-// SAFETY: as for Send; no shared method reads the pointers.
-unsafe impl Sync for RecvBatch {}
-
-impl RecvBatch {
-    /// `count` buffers of `size` bytes each.
-    pub fn new(count: usize, size: usize) -> RecvBatch {
-        let count = count.max(1);
-        RecvBatch {
-            size,
-            filled: 0,
-            bytes: vec![0; count * size],
-            names: vec![RawAddress::default(); count],
-            controls: vec![Control([0; CONTROL_LEN]); count],
-            vectors: vec![blank_vector(); count],
-            headers: vec![blank_header(); count],
-        }
-    }
-
-    /// How many datagrams one call can take.
-    pub fn capacity(&self) -> usize {
-        self.headers.len()
-    }
-
-    /// Receives as many datagrams as are there, up to the capacity, without waiting; returns how many.
-    ///
-    /// # Errors
-    /// `WouldBlock` when nothing is there; else what the socket reports (`ConnectionRefused` for an ICMP
-    /// port-unreachable on a connected socket: that consumes the report, not a datagram).
-    pub fn recv(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        self.filled = 0;
-        self.point();
-        loop {
-            // SAFETY: recvmmsg(2): `headers` is an array of `vlen` headers; each points to one iovec of `size`
-            // bytes in `bytes`, a name of CAPACITY bytes and a control of CONTROL_LEN bytes, all of which are
-            // owned by `self`, borrowed mutably for the call, and disjoint. A null timeout is allowed.
-            let taken = unsafe {
-                libc::recvmmsg(
-                    socket.as_raw_fd(),
-                    self.headers.as_mut_ptr(),
-                    self.headers.len() as libc::c_uint,
-                    libc::MSG_DONTWAIT,
-                    ptr::null_mut(),
-                )
-            };
-            if let Ok(taken) = usize::try_from(taken) {
-                self.filled = taken;
-                return Ok(taken);
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
-    }
-
-    /// The datagram at `index` of the last `recv`; `None` past the number it returned.
-    pub fn get(&mut self, index: usize) -> Option<Received<'_>> {
-        if index >= self.filled {
-            return None;
-        }
-        let header = self.headers[index];
-        let len = (header.msg_len as usize).min(self.size);
-        let start = index * self.size;
-        let name_len = header.msg_hdr.msg_namelen as usize;
-        let control_len = header.msg_hdr.msg_controllen;
-        Some(Received {
-            source: self.names[index].read(name_len),
-            segment: self.controls[index].read_gro(control_len).unwrap_or(len),
-            truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-            bytes: &mut self.bytes[start..start + len],
-        })
-    }
-
-    /// Points every header at its buffers with their full lengths.
-    fn point(&mut self) {
-        let buffers = self.bytes.chunks_exact_mut(self.size.max(1));
-        let slots =
-            self.headers.iter_mut().zip(&mut self.vectors).zip(&mut self.names).zip(&mut self.controls);
-        for ((((header, vector), name), control), buffer) in slots.zip(buffers) {
-            vector.iov_base = buffer.as_mut_ptr().cast();
-            vector.iov_len = buffer.len();
-            let message = &mut header.msg_hdr;
-            message.msg_name = ptr::from_mut(name).cast();
-            message.msg_namelen = RawAddress::CAPACITY as libc::socklen_t;
-            message.msg_iov = vector;
-            message.msg_iovlen = 1;
-            message.msg_control = ptr::from_mut(control).cast();
-            message.msg_controllen = CONTROL_LEN as _;
-            message.msg_flags = 0;
-            header.msg_len = 0;
-        }
-    }
-}
 
 /// How a [`SendBatch::send`] ended.
 #[derive(Debug)]
@@ -241,7 +74,7 @@ impl SendBatch {
             within: 0,
             gso,
             names: vec![RawAddress::default(); width],
-            controls: vec![Control([0; CONTROL_LEN]); width],
+            controls: vec![Control::BLANK; width],
             vectors: vec![blank_vector(); width],
             headers: vec![blank_header(); width],
         }
@@ -434,6 +267,7 @@ impl SendBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::sys_recv::RecvBatch;
     use crate::io::sys_socket;
     use std::net::UdpSocket;
     use std::os::fd::AsFd;

@@ -1,4 +1,5 @@
-//! Socket addresses in the form the kernel reads and writes (`ip(7)`, `ipv6(7)`), without unsafe code.
+//! Socket addresses (`ip(7)`, `ipv6(7)`) and control messages (`cmsg(3)`) in the form the kernel reads and
+//! writes, without unsafe code.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -69,6 +70,45 @@ impl RawAddress {
     }
 }
 
+/// `CMSG_SPACE` of one `int`: a `cmsghdr` (16 bytes on 64-bit Linux) and 4 bytes, padded to 8.
+pub(super) const CONTROL_LEN: usize = 24;
+/// Bytes of `struct cmsghdr` on 64-bit Linux: `cmsg_len` (usize), `cmsg_level` and `cmsg_type` (int).
+const CONTROL_HEADER: usize = size_of::<usize>() + 8;
+const _: () = assert!(size_of::<usize>() == 8, "control messages are laid out here for 64-bit Linux");
+
+/// One control message in the kernel's layout (`cmsg(3)`), aligned for its header.
+#[derive(Copy, Clone, Debug)]
+#[repr(C, align(8))]
+pub(super) struct Control([u8; CONTROL_LEN]);
+
+impl Control {
+    /// Room for the kernel to write into.
+    pub(super) const BLANK: Control = Control([0; CONTROL_LEN]);
+
+    /// A `UDP_SEGMENT` control message: the kernel cuts the payload every `size` bytes (`udp(7)`).
+    pub(super) fn segment(size: u16) -> (Control, usize) {
+        let mut bytes = [0; CONTROL_LEN];
+        bytes[..size_of::<usize>()].copy_from_slice(&(CONTROL_HEADER + 2).to_ne_bytes());
+        bytes[8..12].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
+        bytes[16..18].copy_from_slice(&size.to_ne_bytes());
+        (Control(bytes), CONTROL_LEN)
+    }
+
+    /// The segment size of a `UDP_GRO` control message (an int), if that is what the kernel wrote.
+    pub(super) fn read_gro(&self, written: usize) -> Option<usize> {
+        if written < CONTROL_HEADER + 4 {
+            return None;
+        }
+        let int = |at: usize| self.0[at..at + 4].try_into().map(i32::from_ne_bytes).ok();
+        if int(8)? == libc::SOL_UDP && int(12)? == libc::UDP_GRO {
+            usize::try_from(int(16)?).ok().filter(|size| *size > 0)
+        } else {
+            None
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +121,17 @@ mod tests {
             assert_eq!(raw.read(raw.len()), Some(address), "{text}");
             assert_eq!(raw.read(raw.len() - 1), None, "{text} cut short");
         }
+    }
+
+    #[test]
+    fn a_control_message_of_another_kind_is_no_segment_size() {
+        let (segment, len) = Control::segment(1_200);
+        assert_eq!(segment.read_gro(len), None);
+        let mut gro = segment;
+        gro.0[12..16].copy_from_slice(&libc::UDP_GRO.to_ne_bytes());
+        assert_eq!(gro.read_gro(len), Some(1_200));
+        assert_eq!(gro.read_gro(CONTROL_HEADER), None);
+        assert_eq!(Control::BLANK.read_gro(CONTROL_LEN), None);
     }
 
     #[test]
