@@ -39,6 +39,13 @@ struct Message {
     tag: u64,
 }
 
+impl Message {
+    /// How many datagrams are left of it once `within` bytes have gone.
+    fn datagrams(&self, within: usize) -> usize {
+        if self.segment == 0 { 1 } else { (self.len - within).div_ceil(self.segment) }
+    }
+}
+
 /// A queue of datagrams for one socket, first in first out, in one arena with a bound.
 #[derive(Debug)]
 pub struct SendBatch {
@@ -154,18 +161,23 @@ impl SendBatch {
         Sent::All
     }
 
-    /// Drops the datagram at the front, or all that would have shared one send with it.
-    pub fn skip(&mut self) {
-        let Some(message) = self.messages.get(self.next) else { return };
-        self.within += if self.gso || message.segment == 0 { message.len } else { message.segment };
+    /// Drops the datagram at the front, or all that would have shared one send with it; returns how many.
+    pub fn skip(&mut self) -> usize {
+        let Some(message) = self.messages.get(self.next) else { return 0 };
+        let whole = self.gso || message.segment == 0;
+        let dropped = if whole { message.datagrams(self.within) } else { 1 };
+        self.within += if whole { message.len } else { message.segment };
         if self.within >= message.len {
             (self.next, self.within) = (self.next + 1, 0);
         }
+        dropped
     }
 
-    /// Drops everything; returns how many messages that were.
+    /// Drops everything; returns how many datagrams that were.
     pub fn clear(&mut self) -> usize {
-        let dropped = self.messages.len() - self.next;
+        let waiting = self.messages.get(self.next..).unwrap_or_default();
+        let partly = waiting.first().map_or(0, |front| front.datagrams(0) - front.datagrams(self.within));
+        let dropped = waiting.iter().map(|message| message.datagrams(0)).sum::<usize>() - partly;
         self.bytes.clear();
         self.messages.clear();
         self.next = 0;
@@ -441,8 +453,24 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert_eq!(out.front_tag(), Some(2));
-        out.skip();
+        assert_eq!(out.skip(), 1);
         assert!(out.is_empty());
+    }
+
+    #[test]
+    fn dropping_counts_datagrams_however_they_are_sent() {
+        for gso in [true, false] {
+            let mut out = SendBatch::new(4, 1_000, gso);
+            for _ in 0..5 {
+                assert!(out.push(None, 0, &[0; 10]));
+            }
+            assert!(out.push(None, 0, &[0; 4]));
+            assert!(out.push(None, 0, &[0; 4]));
+            let first = out.skip();
+            assert_eq!(first, if gso { 6 } else { 1 });
+            assert_eq!(out.clear(), 7 - first);
+            assert_eq!(out.clear(), 0);
+        }
     }
 
     #[test]
