@@ -51,6 +51,11 @@ impl ClientSocket {
         self.socket.as_raw_fd()
     }
 
+    /// Whether nothing is queued.
+    pub fn is_idle(&self) -> bool {
+        self.out.is_empty()
+    }
+
     /// Whether replies wait for the socket to become writable.
     pub fn blocked(&self) -> bool {
         self.blocked
