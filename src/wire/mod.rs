@@ -1,0 +1,3 @@
+//! Floor 2: checked views of bytes that came from a network.
+
+pub mod echo;
