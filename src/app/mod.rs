@@ -4,6 +4,7 @@
 //! bytes. What an application may use is in its arguments and nowhere else: logical time, a random
 //! source seeded per call, the slot's shared state, and the output buffer.
 
+pub mod echo;
 pub mod table;
 
 use crate::types::{CallKey, Endpoint, LocalId, Nanos};
@@ -43,11 +44,11 @@ pub trait Context {
     fn shared(&self) -> &Self::Shared;
     /// Asks for a change of the shared state; applied only after the handler has returned.
     fn change(&mut self, change: Self::Change);
-    /// Queues a datagram from the service endpoint `local` to `to`.
-    fn send(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]);
+    /// Queues a datagram from the service endpoint `local` to `to`; its bytes are those of `parts`, joined.
+    fn send(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]]);
     /// As `send`, but the last two bytes are replaced on release by the id (u16, big endian) of the node
     /// whose outputs were taken. They count for no digest: the one thing in which members may differ.
-    fn send_stamped(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]);
+    fn send_stamped(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]]);
     /// Sets (or moves) a timer of this call to fire at logical time `at`, in a later entry even if that has passed;
     /// [`Nanos::MAX`] clears it.
     fn set_timer(&mut self, id: TimerId, at: Nanos);

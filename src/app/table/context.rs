@@ -82,14 +82,19 @@ impl<C> Stage<C> {
         self.dropped = 0;
     }
 
-    fn push(&mut self, stamped: bool, local: LocalId, to: Endpoint, bytes: &[u8]) {
+    fn push(&mut self, stamped: bool, local: LocalId, to: Endpoint, parts: &[&[u8]]) {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
         let full = self.delivered as usize + self.outputs.len() >= MAX_OUTPUTS_PER_ENTRY as usize;
-        if full || bytes.len() > MAX_OUTPUT {
+        if full || length > MAX_OUTPUT {
             self.dropped += 1;
             return;
         }
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
+        for part in parts {
+            self.bytes.extend_from_slice(part);
+        }
+        // Nothing to stamp in fewer than two bytes.
+        let stamped = stamped && length >= 2;
         self.outputs.push(Staged { stamped, local, to, range: start..self.bytes.len() });
     }
 }
@@ -133,13 +138,12 @@ impl<S, C> Context for Handling<'_, S, C> {
         self.stage.changes.push(change);
     }
 
-    fn send(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]) {
-        self.stage.push(false, local, to, bytes);
+    fn send(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]]) {
+        self.stage.push(false, local, to, parts);
     }
 
-    fn send_stamped(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]) {
-        // Nothing to stamp in fewer than two bytes.
-        self.stage.push(bytes.len() >= 2, local, to, bytes);
+    fn send_stamped(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]]) {
+        self.stage.push(true, local, to, parts);
     }
 
     fn set_timer(&mut self, id: TimerId, at: Nanos) {

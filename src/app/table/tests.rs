@@ -33,7 +33,7 @@ impl Obey {
         while let Some(order) = orders.next() {
             let mut arg = || orders.next().unwrap_or(0);
             match order {
-                ECHO => ctx.send(LocalId(0), to, &call.to_be_bytes()),
+                ECHO => ctx.send(LocalId(0), to, &[&call.to_be_bytes()]),
                 TIMER => {
                     let id = TimerId(arg());
                     let at = ctx.now() + Nanos::from_millis(arg().into());
@@ -42,17 +42,17 @@ impl Obey {
                 CLEAR => ctx.clear_timer(TimerId(arg())),
                 CHANGE => {
                     let seen = ctx.shared().values().sum::<u64>();
-                    ctx.send(LocalId(1), to, &seen.to_be_bytes());
+                    ctx.send(LocalId(1), to, &[&seen.to_be_bytes()]);
                     ctx.change((ctx.key(), arg().into()));
                 }
                 RANDOM => {
                     let drawn = ctx.random();
-                    ctx.send(LocalId(2), to, &drawn.to_be_bytes());
+                    ctx.send(LocalId(2), to, &[&drawn.to_be_bytes()]);
                 }
                 END => ctx.end(),
                 PANIC => std::panic::resume_unwind(Box::new("told to")),
-                FLOOD => (0..=MAX_OUTPUTS_PER_ENTRY).for_each(|_| ctx.send(LocalId(0), to, b"")),
-                HUGE => ctx.send(LocalId(0), to, &[0; MAX_OUTPUT + 1]),
+                FLOOD => (0..=MAX_OUTPUTS_PER_ENTRY).for_each(|_| ctx.send(LocalId(0), to, &[])),
+                HUGE => ctx.send(LocalId(0), to, &[&[0; MAX_OUTPUT], &[0]]),
                 _ => {}
             }
         }
@@ -88,7 +88,7 @@ impl CallApp for Obey {
         id: TimerId,
     ) {
         let key = ctx.key().0 as u8;
-        ctx.send(LocalId(3), Endpoint { ip: [0; 16], port: 0 }, &[key, id.0]);
+        ctx.send(LocalId(3), Endpoint { ip: [0; 16], port: 0 }, &[&[key, id.0]]);
         match id {
             TimerId(200) => std::panic::resume_unwind(Box::new("timer told to")),
             TimerId(201) => ctx.set_timer(id, Nanos::ZERO),
