@@ -6,6 +6,7 @@
 
 pub mod app;
 pub mod engine;
+pub mod io;
 pub mod proto;
 pub mod types;
 pub mod wire;
