@@ -9,5 +9,6 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod io;
+pub mod proto;
 pub mod types;
 pub mod wire;
