@@ -9,18 +9,16 @@ use std::os::fd::AsFd;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::sys_socket;
+use super::sys_socket::{self, Buffers};
 use crate::types::{NodeId, NodeSet};
 
 /// Groups follow the first one by less than this.
-const GROUPS: u64 = 1 << 8;
-/// What is asked of the kernel for receiving.
-const SOCKET_BYTES: usize = 8 << 20;
+const GROUPS: u64 = 1 << 16;
 
 /// Where a cluster multicasts.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Groups {
-    /// The first of 256 group addresses.
+    /// The first of 65,536 group addresses.
     pub first: Ipv4Addr,
     /// The port of shard 0; shard n has this plus n.
     pub port: u16,
@@ -40,10 +38,10 @@ impl Groups {
     ///
     /// # Errors
     /// From `bind(2)` and `setsockopt(2)` (`ENODEV`: no interface has that address).
-    pub fn listen(&self, members: NodeSet, shard: u16) -> io::Result<UdpSocket> {
+    pub fn listen(&self, members: NodeSet, shard: u16, buffers: Buffers) -> io::Result<UdpSocket> {
         let address = self.address(members, shard);
         let socket = sys_socket::bind(address, true)?;
-        sys_socket::set_buffers(socket.as_fd(), SOCKET_BYTES)?;
+        sys_socket::set_buffers(socket.as_fd(), buffers)?;
         if let SocketAddr::V4(group) = address {
             sys_socket::join_multicast(socket.as_fd(), *group.ip(), self.interface)?;
         }
@@ -77,6 +75,8 @@ mod tests {
     use super::*;
     use crate::io::sys_time::wait_readable;
 
+    const BUFFERS: Buffers = Buffers { recv: 1 << 20, send: 1 << 20 };
+
     fn groups() -> Groups {
         let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Groups {
@@ -91,9 +91,10 @@ mod tests {
         let groups = groups();
         let (set, other) = (NodeSet(0b110), NodeSet(0b1010));
         assert_ne!(groups.address(set, 0), groups.address(other, 0));
-        let (first, second) = (groups.listen(set, 1).unwrap(), groups.listen(set, 1).unwrap());
-        let stranger = groups.listen(other, 1).unwrap();
-        let wrong_shard = groups.listen(set, 2).unwrap();
+        let (first, second) =
+            (groups.listen(set, 1, BUFFERS).unwrap(), groups.listen(set, 1, BUFFERS).unwrap());
+        let stranger = groups.listen(other, 1, BUFFERS).unwrap();
+        let wrong_shard = groups.listen(set, 2, BUFFERS).unwrap();
         groups.sender(set, 1).unwrap().send(b"bundle").unwrap();
         let mut buffer = [0; 10];
         for socket in [&first, &second] {

@@ -128,10 +128,13 @@ impl Outbox for Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::sys_socket::Buffers;
     use crate::types::Boot;
     use crate::wire::seal::ClusterKey;
     use mio::{Poll, Token, Waker};
     use std::net::UdpSocket;
+
+    const BUFFERS: Buffers = Buffers { recv: 1 << 20, send: 1 << 20 };
 
     fn outgoing(clients: Vec<ClientSocket>, links: Vec<(NodeId, Link)>) -> Outgoing {
         let waker = Waker::new(Poll::new().unwrap().registry(), Token(0)).unwrap();
@@ -142,7 +145,8 @@ mod tests {
 
     #[test]
     fn replies_are_reported_gone_in_order_whichever_socket_they_leave_by() {
-        let bind = |local| ClientSocket::bind(LocalId(local), "127.0.0.1:0".parse().unwrap()).unwrap().0;
+        let bind =
+            |local| ClientSocket::bind(LocalId(local), "127.0.0.1:0".parse().unwrap(), BUFFERS).unwrap().0;
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = Endpoint::from(client.local_addr().unwrap());
         let mut outgoing = outgoing(vec![bind(0), bind(1)], Vec::new());
@@ -159,7 +163,7 @@ mod tests {
     #[test]
     fn nothing_goes_to_a_node_whose_life_is_not_known() {
         let address = || UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let link = Link::connect(address(), address()).unwrap().0;
+        let link = Link::connect(address(), address(), BUFFERS).unwrap().0;
         let mut outgoing = outgoing(Vec::new(), vec![(NodeId(2), link)]);
         outgoing.peer(NodeId(2), b"frames");
         outgoing.multicast(NodeSet(0b1100), b"frames");

@@ -18,8 +18,6 @@ use crate::wire::seal::{Opened, Opener, Sealer};
 const WIDTH: usize = 16;
 /// The most bytes that wait for one peer; what is over is dropped, counted, and repaired by the protocol.
 const QUEUE_BYTES: usize = 4 << 20;
-/// What is asked of the kernel for each direction.
-const SOCKET_BYTES: usize = 8 << 20;
 
 /// See the module's page.
 #[derive(Debug)]
@@ -30,15 +28,16 @@ pub struct Link {
 }
 
 impl Link {
-    /// Binds `own` (shared with the links to other peers) and connects to `theirs`.
+    /// Binds `own` (shared with the links to other peers), connects to `theirs`, and asks for `buffers`; returns
+    /// what was granted too.
     ///
     /// # Errors
     /// From `bind(2)`, `connect(2)` and `setsockopt(2)`. Whether somebody else has `own` must be asked before
     /// the first link binds it: [`sys_socket::probe_free`].
-    pub fn connect(own: SocketAddr, theirs: SocketAddr) -> io::Result<(Link, Buffers)> {
+    pub fn connect(own: SocketAddr, theirs: SocketAddr, buffers: Buffers) -> io::Result<(Link, Buffers)> {
         let socket = sys_socket::bind(own, true)?;
         socket.connect(theirs)?;
-        let buffers = sys_socket::set_buffers(socket.as_fd(), SOCKET_BYTES)?;
+        let buffers = sys_socket::set_buffers(socket.as_fd(), buffers)?;
         sys_socket::ignore_path_mtu(socket.as_fd(), own.is_ipv6())?;
         // Without it (before Linux 5.0) every datagram arrives by itself, which costs time and nothing else.
         let _ = sys_socket::enable_gro(socket.as_fd());
@@ -180,7 +179,7 @@ mod tests {
     }
 
     fn link(own: SocketAddr, theirs: SocketAddr) -> Link {
-        Link::connect(own, theirs).unwrap().0
+        Link::connect(own, theirs, Buffers { recv: 1 << 20, send: 1 << 20 }).unwrap().0
     }
 
     fn seals() -> (Sealer, Opener) {

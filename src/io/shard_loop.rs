@@ -31,8 +31,6 @@ pub const WAKE: Token = Token(0);
 const TIMER: Token = Token(1);
 const FIRST_SOCKET: usize = 2;
 
-/// Client datagrams in one system call.
-const CLIENT_BATCH: usize = 32;
 /// Batches a turn takes from one client socket.
 const CLIENT_BATCHES: usize = 2;
 /// Sends (of up to 64 datagrams) in one system call.
@@ -56,6 +54,8 @@ pub trait ShardCore {
     fn on_client(&mut self, now: Now, key: CallKey, packet: &Inbound<'_>) -> bool;
     /// The opened plaintext of a datagram from the same shard of another node.
     fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]);
+    /// The life in which a peer has joined is another now.
+    fn on_join(&mut self, now: Now, node: NodeId, boot: Boot);
     /// The nodes the control suspects have changed.
     fn on_suspects(&mut self, now: Now, suspects: NodeSet);
     /// [`ShardCore::next_timeout`] has passed.
@@ -88,6 +88,8 @@ pub struct ShardParts {
     pub shard: u16,
     /// How many slots the cluster has.
     pub slots: u16,
+    /// How many client datagrams one system call may bring.
+    pub batch: usize,
     /// Its epoll instance; the waker with token [`WAKE`] is in `cells`.
     pub poll: Poll,
     /// Its sockets.
@@ -130,6 +132,8 @@ pub struct ShardLoop<C> {
     timer: TimerFd,
     armed: Nanos,
     suspects: NodeSet,
+    /// The life of each peer that the core was told of, in the order of the links.
+    joined: Vec<Option<Boot>>,
     heard: NodeSet,
     /// Shards whose ring got something this turn.
     to_wake: Vec<bool>,
@@ -157,10 +161,11 @@ impl<C: ShardCore> ShardLoop<C> {
             timer,
             armed: Nanos::MAX,
             suspects: NodeSet::EMPTY,
+            joined: vec![None; parts.outgoing.links.len()],
             heard: NodeSet::EMPTY,
             to_wake: vec![false; parts.rings.len()],
             pool: BytesMut::new(),
-            client_batch: RecvBatch::new(CLIENT_BATCH, MAX_PAYLOAD),
+            client_batch: RecvBatch::new(parts.batch, MAX_PAYLOAD),
             peer_batch: RecvBatch::new(PEER_BATCH, JOINED_LEN),
             parts,
         })
@@ -211,6 +216,7 @@ impl<C: ShardCore> ShardLoop<C> {
 
     /// One turn of the contract.
     fn turn(&mut self, now: Now) -> io::Result<()> {
+        self.join(now);
         self.receive(now);
         self.take_handed(now);
         self.wake_others();
@@ -237,6 +243,17 @@ impl<C: ShardCore> ShardLoop<C> {
             let _ = question.send(self.report());
         }
         self.arm(now)
+    }
+
+    /// Tells the core whom the control has met since the last turn.
+    fn join(&mut self, now: Now) {
+        for ((node, _), joined) in self.parts.outgoing.links.iter().zip(&mut self.joined) {
+            let boot = self.parts.cells.boot(*node);
+            if *joined != boot {
+                *joined = boot;
+                boot.into_iter().for_each(|boot| self.core.on_join(now, *node, boot));
+            }
+        }
     }
 
     /// Reads every readable socket: links first, because what they bring makes room for clients.

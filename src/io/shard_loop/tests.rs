@@ -1,6 +1,7 @@
 use super::*;
 use crate::io::cells::ShardCell;
 use crate::io::client::ClientSocket;
+use crate::io::sys_socket::Buffers;
 use crate::types::Slot;
 use crate::wire::seal::{ClusterKey, Sealer};
 use crossbeam::channel;
@@ -9,6 +10,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::thread::{self, JoinHandle};
 
 const SLOTS: u16 = 4;
+const BUFFERS: Buffers = Buffers { recv: 1 << 20, send: 1 << 20 };
 const BOOT: Boot = Boot(77);
 
 /// Answers each datagram with its bytes and the shard's number, a datagram's first byte being its call; sends
@@ -37,6 +39,9 @@ impl ShardCore for Fake {
     }
     fn on_peer(&mut self, _now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
         self.heard.push(format!("{from} {} {}", boot.0, String::from_utf8_lossy(plaintext)));
+    }
+    fn on_join(&mut self, _now: Now, node: NodeId, boot: Boot) {
+        self.heard.push(format!("{node} {} joined", boot.0));
     }
     fn on_suspects(&mut self, _now: Now, suspects: NodeSet) {
         self.suspects = suspects;
@@ -107,10 +112,10 @@ impl Node {
         let key = ClusterKey::loopback();
         let (mut asks, mut threads) = (Vec::new(), Vec::new());
         for (shard, (core, poll)) in cores.into_iter().zip(polls).enumerate() {
-            let clients = vec![ClientSocket::bind(LocalId(0), endpoint).unwrap().0];
+            let clients = vec![ClientSocket::bind(LocalId(0), endpoint, BUFFERS).unwrap().0];
             let links: Vec<_> = link
                 .iter()
-                .map(|(peer, own, theirs)| (*peer, Link::connect(*own, *theirs).unwrap().0))
+                .map(|(peer, own, theirs)| (*peer, Link::connect(*own, *theirs, BUFFERS).unwrap().0))
                 .collect();
             let peers = NodeSet(0b110);
             let sealer = Sealer::new(&key, NodeId(id), BOOT, shard as u16 + 1);
@@ -119,6 +124,7 @@ impl Node {
             let parts = ShardParts {
                 shard: shard as u16,
                 slots: SLOTS,
+                batch: 4,
                 poll,
                 outgoing: Outgoing::new(clients, links, Vec::new(), sealer, cells.clone()),
                 listening: Vec::new(),
@@ -214,6 +220,7 @@ fn shards_of_two_nodes_hear_each_other_and_notice_a_closed_port() {
     thread::sleep(Duration::from_millis(60));
     assert_eq!(first.cells.shards[0].take_refused(), NodeSet(0b100));
     let report = &first.stop()[0];
+    assert_eq!(report["engine"]["heard"], serde_json::json!(["n2 77 joined"]));
     assert!(report["io"]["dropped"]["peer_not_met"].as_u64().unwrap() > 0);
 }
 
