@@ -5,5 +5,6 @@
 //! ARCHITECTURE.md: [`types`]; `wire`, `config`; `proto`, [`app`]; [`engine`]; `sim`, `io`; `cli`.
 
 pub mod app;
+pub mod cli;
 pub mod engine;
 pub mod types;

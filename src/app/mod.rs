@@ -62,7 +62,9 @@ pub enum Unclassified {
 
 /// A snapshot that this version of the application cannot read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("call snapshot version {version} ({bytes} bytes) is not readable by this application: upgrade this node")]
+#[error(
+    "call snapshot version {version} ({bytes} bytes) is not readable by this application: upgrade this node"
+)]
 pub struct BadSnapshot {
     /// The version found.
     pub version: u16,
