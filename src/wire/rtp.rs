@@ -99,7 +99,7 @@ impl<'a> Rtp<'a> {
     }
 }
 
-/// A checked RTCP packet or compound: version 2, a known type, and the first packet's SSRC there.
+/// A checked RTCP packet or compound: version 2, a known type, and the first packet there to its end.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Rtcp<'a> {
     bytes: &'a [u8],
@@ -109,8 +109,9 @@ pub struct Rtcp<'a> {
 impl<'a> Rtcp<'a> {
     /// `None` if these bytes are no RTCP packet.
     pub fn new(bytes: &'a [u8]) -> Option<Rtcp<'a>> {
-        let [first, second] = *bytes.first_chunk()?;
-        let right = first >> 6 == 2 && RTCP_TYPES.contains(&second);
+        let [first, second, high, low] = *bytes.first_chunk()?;
+        let length = (usize::from(u16::from_be_bytes([high, low])) + 1) * 4;
+        let right = first >> 6 == 2 && RTCP_TYPES.contains(&second) && (8..=bytes.len()).contains(&length);
         if right { Some(Rtcp { bytes, sender: word(bytes, 4)? }) } else { None }
     }
 
@@ -207,10 +208,10 @@ mod tests {
         // A sender report with a report block about 2: its own stream.
         let sender_report = [0x81c8_000c, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0];
         assert_eq!(stream(&sender_report), 1);
-        // A receiver report about 2; cut before the block: its sender.
+        // A receiver report about 2; cut, it is nothing.
         let receiver_report = [0x81c9_0007, 1, 2, 0, 0, 0, 0, 0];
         assert_eq!(stream(&receiver_report), 2);
-        assert_eq!(stream(&receiver_report[..2]), 1);
+        assert_eq!(Rtcp::new(&words(&receiver_report[..7])), None);
         // Encrypted: an index and a tag follow, and the block is noise.
         assert_eq!(stream(&[&receiver_report[..], &[0x8000_0001, 5, 6]].concat()), 1);
         // An empty receiver report, a description, then picture loss of 3.
