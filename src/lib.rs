@@ -6,5 +6,6 @@
 
 pub mod app;
 pub mod engine;
+pub mod proto;
 pub mod types;
 pub mod wire;

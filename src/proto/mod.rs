@@ -1,0 +1,3 @@
+//! Floor 3: the protocol between nodes as state machines without I/O: time and bytes in, decisions out.
+
+pub mod detector;
