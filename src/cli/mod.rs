@@ -1,0 +1,4 @@
+//! Floor 6: the commands of `tandem`.
+
+#[cfg(feature = "tools")]
+pub mod capture;
