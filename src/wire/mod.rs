@@ -3,6 +3,7 @@
 //! A view is built once, after its length was checked; reading a field of a view cannot fail.
 //! Nothing here allocates without bound, panics or loops without bound.
 
+pub mod beat;
 pub mod echo;
 pub mod frame;
 pub mod record;
