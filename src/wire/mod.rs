@@ -10,5 +10,6 @@ pub mod frame;
 pub mod record;
 pub mod replay_window;
 pub mod rtp;
+pub mod sdp;
 pub mod seal;
 pub mod sip;
