@@ -2,9 +2,13 @@
 //!
 //! Unsafe code lives in the `sys_*` files alone, each call beside the kernel's contract for it.
 
+pub mod cells;
 pub mod client;
+pub mod multicast;
+pub mod outgoing;
 pub mod peer;
 pub mod raw;
+pub mod shard_loop;
 pub mod sys_recv;
 pub mod sys_send;
 pub mod sys_socket;

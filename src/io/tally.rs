@@ -47,6 +47,8 @@ pub struct Dropped {
     pub client_refused: u64,
     /// From a client: the ring to the shard that has its slot was full.
     pub ring_full: u64,
+    /// To a client: this node holds no such service endpoint.
+    pub client_no_endpoint: u64,
     /// To a client: over the bound of the send queue.
     pub client_queue_full: u64,
     /// To a client: refused by the kernel (no route, firewall, too long).
