@@ -30,7 +30,6 @@ pub(super) struct Lane {
     pub(super) gathered: usize,
     /// The newest bundle number received from it, to be echoed.
     pub(super) echo: Option<u32>,
-    bundle: u32,
     under_way: Option<(u32, Nanos)>,
     pub(super) packer: Packer,
 }
@@ -45,7 +44,6 @@ impl Lane {
             replies: VecDeque::new(),
             gathered: 0,
             echo: None,
-            bundle: 0,
             under_way: None,
             packer: Packer::new(room),
         }
@@ -65,18 +63,15 @@ impl Lane {
         self.under_way.map_or(Nanos::ZERO, |(_, sent)| sent + rtt.timeout())
     }
 
-    /// Ends a bundle: numbers it, so that its echo can be told.
-    pub(super) fn end_bundle(&mut self, now: Nanos) {
-        self.bundle = self.bundle.wrapping_add(1);
-        self.packer.frame(&Frame::Bundle(self.bundle));
-        self.under_way = Some((self.bundle, now));
+    /// Bundle `number` has been written for this node.
+    pub(super) fn end_bundle(&mut self, now: Nanos, number: u32) {
+        self.under_way = Some((number, now));
         self.gathered = 0;
     }
 
     /// An echo came; returns the round-trip time if it is that of the newest bundle.
     pub(super) fn on_echo(&mut self, now: Nanos, number: u32) -> Option<Nanos> {
-        let (bundle, sent) = self.under_way.filter(|(bundle, _)| *bundle == number)?;
-        debug_assert_eq!(bundle, self.bundle);
+        let (_, sent) = self.under_way.filter(|(bundle, _)| *bundle == number)?;
         self.under_way = None;
         Some(now.since(sent))
     }
@@ -207,12 +202,12 @@ mod tests {
         let mut lane = Lane::new(NodeId(2), 1000);
         let at = Nanos::from_millis;
         assert!(lane.open(at(1), &rtt));
-        lane.end_bundle(at(1));
+        lane.end_bundle(at(1), 1);
         assert!(!lane.open(at(2), &rtt));
         assert_eq!(lane.on_echo(at(2), 9), None);
         assert_eq!(lane.on_echo(at(2), 1), Some(at(1)));
         assert!(lane.open(at(2), &rtt));
-        lane.end_bundle(at(2));
+        lane.end_bundle(at(2), 2);
         assert!(!lane.open(at(3), &rtt) && lane.open(at(4), &rtt), "an echo that is overdue opens the lane");
         lane.gathered = GATHER_BYTES;
         assert!(lane.open(at(3), &rtt));

@@ -1,16 +1,16 @@
 //! The seam between the slot log and the application: a slot's call table as the log's machine.
 
-use crate::app::table::{CallTable, OutputSink, Place};
+use crate::app::table::{CallTable, OutputSink, Place, TableLimits};
 use crate::app::{CallApp, Inbound};
 use crate::proto::member::{Kept, Machine};
-use crate::types::{Endpoint, LocalId, Nanos, Position};
+use crate::types::{Endpoint, LocalId, Position};
 use crate::wire::record::{Entry, EntryKind};
 
 /// A slot's calls and the application that runs them.
 pub(super) struct SlotMachine<'a, A: CallApp> {
     pub(super) app: &'a A,
     pub(super) table: &'a mut CallTable<A>,
-    pub(super) make: &'a dyn Fn() -> CallTable<A>,
+    pub(super) limits: TableLimits,
 }
 
 struct Sink<'a, 'k>(&'a mut Kept<'k>);
@@ -34,11 +34,7 @@ impl<A: CallApp> Machine for SlotMachine<'_, A> {
         }
     }
 
-    fn next_deadline(&self) -> Nanos {
-        self.table.next_deadline().unwrap_or(Nanos::MAX)
-    }
-
     fn reset(&mut self) {
-        *self.table = (self.make)();
+        *self.table = CallTable::new(self.table.slot(), self.limits);
     }
 }
