@@ -15,6 +15,8 @@
 //!
 //! No method blocks, reads a clock, or calls back into the driver other than through the outbox.
 
+pub mod control;
+
 use crate::types::{Endpoint, LocalId, NodeId, Slot};
 
 /// Where a shard puts what is to be sent. Implemented by the drivers.
