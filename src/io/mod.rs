@@ -5,7 +5,9 @@
 pub mod cells;
 pub mod client;
 pub mod control_loop;
+pub mod cores;
 pub mod multicast;
+pub mod node;
 pub mod operator;
 pub mod outgoing;
 pub mod peer;
