@@ -402,14 +402,14 @@ mod tests {
     fn three_ms_of_silence_make_a_suspect_and_a_datagram_clears_it() {
         let mut rig = Rig::new();
         rig.turn_until(2_999);
-        assert_eq!(rig.suspects(), [], "not a moment before");
+        assert_eq!(rig.suspects(), Vec::<u16>::new(), "not a moment before");
         assert_eq!(rig.detector.next_timeout(), Some(us(3_000)));
         rig.detector.on_life(us(rig.now), B, BOOT);
         rig.turn_until(3_000);
         assert_eq!(rig.suspects(), [2], "data and acks kept the other trusted");
         let version = rig.detector.version();
         rig.detector.on_life(us(3_100), A, BOOT);
-        assert_eq!(rig.suspects(), []);
+        assert_eq!(rig.suspects(), Vec::<u16>::new());
         assert!(rig.detector.version() > version);
         let counters = rig.detector.counters();
         assert_eq!((counters.suspicions, counters.recovered), (1, 1));
@@ -477,7 +477,11 @@ mod tests {
         rig.turn_until(1_000);
         rig.now = 500_000;
         rig.detector.on_turn(us(rig.now));
-        assert_eq!(rig.suspects(), [], "it slept for half a second, it does not know what it missed");
+        assert_eq!(
+            rig.suspects(),
+            Vec::<u16>::new(),
+            "it slept for half a second, it does not know what it missed"
+        );
         assert_eq!(rig.detector.next_timeout(), Some(us(501_000)), "1 ms before, 1 of the pause, 1 more");
         rig.turn_until(501_000);
         assert_eq!(rig.suspects(), [2, 3]);
@@ -493,7 +497,7 @@ mod tests {
         rig.detector.on_life(us(500), A, BOOT);
         assert_eq!(rig.suspects(), [2], "what is read in the same turn was sent before");
         rig.detector.on_life(us(600), A, BOOT);
-        assert_eq!(rig.suspects(), [], "a forged refusal holds until the next datagram");
+        assert_eq!(rig.suspects(), Vec::<u16>::new(), "a forged refusal holds until the next datagram");
         let counters = rig.detector.counters();
         assert_eq!((counters.suspicions, counters.refusals, counters.recovered), (1, 1, 1));
     }
@@ -506,7 +510,7 @@ mod tests {
         // A's beats were sent every ms and lost on the way; B had been frozen for 5 ms.
         rig.beat_as(A, 1 + 5, 5_000, &[]);
         rig.beat_as(B, 2 + 1, 5_000, &[]);
-        assert_eq!(rig.suspects(), []);
+        assert_eq!(rig.suspects(), Vec::<u16>::new());
         let counters = rig.detector.counters();
         assert_eq!((counters.suspicions, counters.recovered, counters.wrong), (2, 2, 1));
     }
@@ -567,7 +571,7 @@ mod tests {
         rig.detector.forget(A);
         assert_eq!((rig.suspects(), rig.detector.counters().suspicions), (vec![2], 0));
         rig.detector.on_life(us(10), A, BOOT);
-        assert_eq!(rig.suspects(), []);
+        assert_eq!(rig.suspects(), Vec::<u16>::new());
     }
 
     #[test]
