@@ -2,3 +2,7 @@
 
 #[cfg(feature = "tools")]
 pub mod capture;
+#[cfg(feature = "tools")]
+pub mod inspect;
+#[cfg(feature = "tools")]
+mod json;
