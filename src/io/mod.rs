@@ -4,7 +4,9 @@
 
 pub mod cells;
 pub mod client;
+pub mod control_loop;
 pub mod multicast;
+pub mod operator;
 pub mod outgoing;
 pub mod peer;
 pub mod raw;

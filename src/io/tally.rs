@@ -65,6 +65,8 @@ pub struct Dropped {
     pub peer_too_long: u64,
     /// Between nodes: not opened.
     pub not_opened: NotOpened,
+    /// From an operator's tool: not understood, or too many at once.
+    pub questions: u64,
     /// Dropped by the kernel, because this thread read too slowly.
     pub kernel_receive_full: u64,
 }
