@@ -4,6 +4,7 @@
 //! the owner's node (append, fan-out, its own member, acks, release), one other member (check order, execute,
 //! keep, ack). The question: does the cost of an entry stay flat from a thousand calls to ten million?
 
+mod calls;
 mod common;
 
 use common::{Args, table};
@@ -226,5 +227,9 @@ fn main() {
         }
     }
     table(&rows);
+    println!();
+    for row in calls::measure(args.quick) {
+        out.push(json!(row));
+    }
     args.write("core", &out);
 }
