@@ -3,6 +3,10 @@
 #[cfg(feature = "tools")]
 pub mod capture;
 pub mod config;
+#[cfg(feature = "tools")]
+pub mod inspect;
+#[cfg(feature = "tools")]
+mod json;
 
 use crate::config::BadSettings;
 use std::io::{self, IsTerminal as _};

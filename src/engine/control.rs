@@ -17,7 +17,8 @@ use std::fmt;
 
 use self::peer::Peer;
 use crate::engine::Outbox;
-use crate::proto::detector::{BeatHeard, Detector, DetectorConfig, DetectorCounters, Workers};
+use crate::proto::detector::{BeatHeard, Detector, DetectorConfig, DetectorCounters};
+use crate::proto::workers::Workers;
 use crate::types::{Boot, Nanos, NodeId, NodeSet, Now};
 use crate::wire::beat::{ControlFrame, ControlFrames, Hello, HelloRefused};
 

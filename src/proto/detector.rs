@@ -21,6 +21,7 @@
 //! An ICMP refusal makes a suspect at once, and is a reason to probe, but can be forged or come from a firewall: any
 //! datagram of a later turn clears it. (Not of the same turn: what a dead process had sent is read after its refusal.)
 
+use super::awake::AwakeClock;
 use crate::types::{Boot, Nanos, NodeId, NodeSet};
 
 /// The detector's settings.
@@ -107,23 +108,6 @@ impl Peer {
     fn limit(&self, config: &DetectorConfig) -> Nanos {
         let adaptive = config.beat + Nanos(self.jitter.0.saturating_mul(4));
         adaptive.max(config.suspect_after).min(config.ceiling.max(config.suspect_after))
-    }
-}
-
-/// A clock that leaves out the time by which this loop came late: see the module's third rule.
-#[derive(Copy, Clone, Debug, Default)]
-struct AwakeClock {
-    turn: Option<Nanos>,
-    awake: Nanos,
-}
-
-impl AwakeClock {
-    /// Reads it in the turn of time `now`; a turn is late when it comes more than `pause` after the last.
-    fn read(&mut self, now: Nanos, pause: Nanos) -> Nanos {
-        let elapsed = now.since(self.turn.unwrap_or(now));
-        self.awake = self.awake + elapsed.min(pause);
-        self.turn = Some(self.turn.unwrap_or(now).max(now));
-        self.awake
     }
 }
 
@@ -249,7 +233,7 @@ impl Detector {
     pub fn next_timeout(&self) -> Option<Nanos> {
         let trusted = self.peers.iter().filter(|peer| !peer.suspected);
         let silent = trusted.map(|peer| peer.heard + peer.limit(&self.config)).min()?;
-        Some(self.clock.turn? + silent.since(self.clock.awake))
+        Some(self.clock.turn()? + silent.since(self.clock.awake()))
     }
 
     /// The peers that should be master of no slot of `shard`: silent, refusing or never heard nodes, and those whose
@@ -303,47 +287,11 @@ fn smoothed(jitter: Nanos, late: Nanos) -> Nanos {
     }
 }
 
-/// How long each worker of this node has been busy with one turn, for its own beats. A worker publishes a counter that
-/// grows with each turn, and whether it is parked (asleep until something arrives).
-#[derive(Clone, Debug)]
-pub struct Workers {
-    pause: Nanos,
-    clock: AwakeClock,
-    /// For each worker the turn last seen, and since when on the awake clock; None while parked.
-    busy: Vec<Option<(u64, Nanos)>>,
-}
-
-impl Workers {
-    /// `count` workers, watched by a loop that turns at least every `pause`.
-    pub fn new(count: u16, pause: Nanos) -> Workers {
-        Workers { pause, clock: AwakeClock::default(), busy: vec![None; count.into()] }
-    }
-
-    /// What the worker of `shard` has published.
-    pub fn on_progress(&mut self, now: Nanos, shard: u16, turn: u64, parked: bool) {
-        let awake = self.clock.read(now, self.pause);
-        let Some(busy) = self.busy.get_mut(usize::from(shard)) else { return };
-        match busy {
-            Some((seen, _)) if *seen == turn && !parked => {}
-            _ => *busy = (!parked).then_some((turn, awake)),
-        }
-    }
-
-    /// For each worker, in ms, how long its current turn has been seen to take; 0 when parked.
-    pub fn stalls(&mut self, now: Nanos) -> impl Iterator<Item = u16> {
-        let awake = self.clock.read(now, self.pause);
-        let stall = move |since: Nanos| awake.since(since).0 / 1_000_000;
-        self.busy
-            .iter()
-            .map(move |busy| busy.map_or(0, |(_, since)| u16::try_from(stall(since)).unwrap_or(u16::MAX)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::{any, proptest};
 
-    use super::{BeatHeard, Detector, DetectorConfig, Workers};
+    use super::{BeatHeard, Detector, DetectorConfig};
     use crate::types::{Boot, Nanos, NodeId, NodeSet};
 
     const A: NodeId = NodeId(2);
@@ -402,14 +350,14 @@ mod tests {
     fn three_ms_of_silence_make_a_suspect_and_a_datagram_clears_it() {
         let mut rig = Rig::new();
         rig.turn_until(2_999);
-        assert_eq!(rig.suspects(), [], "not a moment before");
+        assert_eq!(rig.suspects(), Vec::<u16>::new(), "not a moment before");
         assert_eq!(rig.detector.next_timeout(), Some(us(3_000)));
         rig.detector.on_life(us(rig.now), B, BOOT);
         rig.turn_until(3_000);
         assert_eq!(rig.suspects(), [2], "data and acks kept the other trusted");
         let version = rig.detector.version();
         rig.detector.on_life(us(3_100), A, BOOT);
-        assert_eq!(rig.suspects(), []);
+        assert_eq!(rig.suspects(), Vec::<u16>::new());
         assert!(rig.detector.version() > version);
         let counters = rig.detector.counters();
         assert_eq!((counters.suspicions, counters.recovered), (1, 1));
@@ -477,7 +425,11 @@ mod tests {
         rig.turn_until(1_000);
         rig.now = 500_000;
         rig.detector.on_turn(us(rig.now));
-        assert_eq!(rig.suspects(), [], "it slept for half a second, it does not know what it missed");
+        assert_eq!(
+            rig.suspects(),
+            Vec::<u16>::new(),
+            "it slept for half a second, it does not know what it missed"
+        );
         assert_eq!(rig.detector.next_timeout(), Some(us(501_000)), "1 ms before, 1 of the pause, 1 more");
         rig.turn_until(501_000);
         assert_eq!(rig.suspects(), [2, 3]);
@@ -493,7 +445,7 @@ mod tests {
         rig.detector.on_life(us(500), A, BOOT);
         assert_eq!(rig.suspects(), [2], "what is read in the same turn was sent before");
         rig.detector.on_life(us(600), A, BOOT);
-        assert_eq!(rig.suspects(), [], "a forged refusal holds until the next datagram");
+        assert_eq!(rig.suspects(), Vec::<u16>::new(), "a forged refusal holds until the next datagram");
         let counters = rig.detector.counters();
         assert_eq!((counters.suspicions, counters.refusals, counters.recovered), (1, 1, 1));
     }
@@ -506,7 +458,7 @@ mod tests {
         // A's beats were sent every ms and lost on the way; B had been frozen for 5 ms.
         rig.beat_as(A, 1 + 5, 5_000, &[]);
         rig.beat_as(B, 2 + 1, 5_000, &[]);
-        assert_eq!(rig.suspects(), []);
+        assert_eq!(rig.suspects(), Vec::<u16>::new());
         let counters = rig.detector.counters();
         assert_eq!((counters.suspicions, counters.recovered, counters.wrong), (2, 2, 1));
     }
@@ -567,21 +519,7 @@ mod tests {
         rig.detector.forget(A);
         assert_eq!((rig.suspects(), rig.detector.counters().suspicions), (vec![2], 0));
         rig.detector.on_life(us(10), A, BOOT);
-        assert_eq!(rig.suspects(), []);
-    }
-
-    #[test]
-    fn a_worker_stalls_while_it_is_busy_with_one_turn() {
-        let mut workers = Workers::new(3, Nanos::from_millis(1));
-        for ms in 0..=10 {
-            let now = us(ms * 1_000);
-            workers.on_progress(now, 0, ms, false);
-            workers.on_progress(now, 1, 5, ms == 2);
-            workers.on_progress(now, 2, 9, true);
-        }
-        assert_eq!(workers.stalls(us(10_000)).collect::<Vec<_>>(), [0, 7, 0]);
-        // The watcher itself was stopped: at most its own pause counts.
-        assert_eq!(workers.stalls(us(900_000)).collect::<Vec<_>>(), [1, 8, 0]);
+        assert_eq!(rig.suspects(), Vec::<u16>::new());
     }
 
     proptest! {
