@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use tandem::cli::{self, BadUsage, conclude, one_line};
+use tandem::cli::{self, BadUsage, conclude, conclude_with, one_line};
 
 /// Keeps stateful UDP calls alive when machines die.
 #[derive(Parser)]
@@ -15,6 +15,13 @@ struct Cli {
 /// What to do, one variant a command.
 #[derive(Subcommand)]
 enum Command {
+    /// Run one node of a cluster until it is told to end
+    Node(cli::node::NodeArgs),
+    /// Run a cluster of separate processes on loopback until Ctrl-C
+    Local(cli::local::LocalArgs),
+    /// Tell what a capture holds: packets, SIP messages, calls, RTP streams
+    #[cfg(feature = "tools")]
+    Inspect(cli::inspect::InspectArgs),
     /// Print the effective settings, where they come from and what they mean
     Config(cli::config::ConfigArgs),
 }
@@ -29,6 +36,10 @@ fn main() -> ExitCode {
         Err(error) => return conclude(Err(usage(&error).into())),
     };
     conclude(match cli.command {
+        Command::Node(args) => cli::node::run(&args),
+        Command::Local(args) => cli::local::run(&args),
+        #[cfg(feature = "tools")]
+        Command::Inspect(args) => return conclude_with(cli::inspect::run(&args)),
         Command::Config(args) => cli::config::run(&args),
     })
 }

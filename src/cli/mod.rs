@@ -5,8 +5,9 @@ pub mod capture;
 pub mod config;
 #[cfg(feature = "tools")]
 pub mod inspect;
-#[cfg(feature = "tools")]
 mod json;
+pub mod local;
+pub mod node;
 
 use crate::config::BadSettings;
 use std::io::{self, IsTerminal as _};
@@ -27,6 +28,14 @@ pub fn conclude(result: anyhow::Result<()>) -> ExitCode {
     eprintln!("tandem: {}", one_line(&format!("{error:#}")));
     let usage = error.is::<BadSettings>() || error.is::<BadUsage>();
     ExitCode::from(if usage { 2 } else { 1 })
+}
+
+/// As [`conclude`], for a command that has an exit status of its own.
+pub fn conclude_with(result: anyhow::Result<ExitCode>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(error) => conclude(Err(error)),
+    }
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
