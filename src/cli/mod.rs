@@ -1,0 +1,7 @@
+//! Floor 6: the commands.
+
+#[cfg(feature = "tools")]
+pub mod load;
+#[cfg(feature = "tools")]
+pub mod replay;
+pub mod report;
