@@ -6,5 +6,6 @@
 
 pub mod app;
 pub mod engine;
+pub mod io;
 pub mod types;
 pub mod wire;

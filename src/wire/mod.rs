@@ -1,3 +1,11 @@
-//! Floor 2: checked views of bytes that came from a network.
+//! Floor 2: what travels between nodes and what clients send, as checked views over bytes: hostile bytes never
+//! panic, allocate or loop without bound.
+//!
+//! A view is built once, after its length was checked; reading a field of a view cannot fail.
 
+pub mod datagram;
 pub mod echo;
+pub mod frame;
+pub mod record;
+pub mod replay_window;
+pub mod seal;
