@@ -1,7 +1,5 @@
-//! Floor 6: the commands.
+//! Floor 6: the commands of `tandem`.
 
 #[cfg(feature = "tools")]
-pub mod load;
-#[cfg(feature = "tools")]
-pub mod replay;
+pub mod capture;
 pub mod report;
