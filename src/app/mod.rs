@@ -4,6 +4,8 @@
 //! bytes. What an application may use is in its arguments and nowhere else: logical time, a random
 //! source seeded per call, the slot's shared state, and the output buffer.
 
+pub mod classify;
+
 use crate::types::{CallKey, Endpoint, LocalId, Nanos};
 
 /// A datagram from a client as an ingress sees it, before it has a place in a log.

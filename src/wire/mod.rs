@@ -8,4 +8,7 @@ pub mod echo;
 pub mod frame;
 pub mod record;
 pub mod replay_window;
+pub mod rtp;
 pub mod seal;
+pub mod sdp;
+pub mod sip;

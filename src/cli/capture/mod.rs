@@ -1,13 +1,16 @@
 //! Reading captures: pcap and pcapng files become UDP datagrams (and TCP segments) with times.
 //!
 //! One file each: `container` (file formats to packets), `link` (packets to IP), `net` (IP to
-//! datagrams, tunnels unpacked), `fragments` (IP reassembly). A file cut short or holding nonsense
+//! datagrams, tunnels unpacked), `fragments` (IP reassembly); `messages` (SIP over TCP) and `survey` (what
+//! the file holds in calls and streams) read what those give. A file cut short or holding nonsense
 //! gives what can be read and says what could not; nothing here panics on any bytes.
 
 mod container;
 mod fragments;
 mod link;
+mod messages;
 mod net;
+pub mod survey;
 
 use std::fs::File;
 use std::io::{self, Read};

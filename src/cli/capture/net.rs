@@ -61,9 +61,12 @@ impl Stack {
                     seen = seen.or(Some(Seen::Transport));
                 }
                 17 => {
-                    let datagram = udp(at, inner.source, inner.destination, &payload);
-                    seen = seen.or(datagram.as_ref().map(|_| Seen::Transport));
-                    datagrams.extend(datagram);
+                    let Some(datagram) = udp(at, inner.source, inner.destination, &payload) else { break };
+                    next = gtp(&datagram);
+                    if next.is_none() {
+                        seen = seen.or(Some(Seen::Transport));
+                        datagrams.push(datagram);
+                    }
                 }
                 // IPv4 and IPv6 in IP (RFC 2003, RFC 4213).
                 4 | 41 => next = Some(payload),
@@ -187,6 +190,26 @@ fn gre(bytes: Bytes) -> Option<Bytes> {
     }
 }
 
+/// The IP packet inside a GTP-U packet of a mobile network (3GPP TS 29.281, sections 4.4.2 and 5).
+fn gtp(datagram: &Datagram) -> Option<Bytes> {
+    const PORT: u16 = 2_152;
+    const DATA: u8 = 255;
+    let bytes = &datagram.payload;
+    let [flags, kind] = *bytes.first_chunk()?;
+    let right = flags >> 4 == 3
+        && kind == DATA
+        && [datagram.source, datagram.destination].iter().any(|a| a.port() == PORT);
+    let mut at = 8;
+    if right && flags & 7 != 0 {
+        at = 12;
+        // Extension headers: their length in units of 4 bytes first, the type of the next one last.
+        while *bytes.get(at - 1)? != 0 {
+            at += usize::from(*bytes.get(at)?).max(1) * 4;
+        }
+    }
+    (right && matches!(bytes.get(at)? >> 4, 4 | 6)).then(|| bytes.slice(at..))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,7 +250,15 @@ mod tests {
         let v4_in_v4 = ipv4_around(4, &plain);
         let gre_key = ipv4_around(47, &[&[0x20, 0, 8, 0, 1, 2, 3, 4][..], &plain].concat());
         let gre_ether = ipv4_around(47, &[&[0, 0, 0x65, 0x58][..], &[0; 12], &[8, 0], &plain].concat());
-        for packet in [plain, v4_in_v4, gre_key, gre_ether] {
+        let gtp = |header: &[u8]| {
+            let mut out = Vec::new();
+            let builder = PacketBuilder::ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64).udp(2_152, 2_152);
+            builder.write(&mut out, &[header, &plain].concat()).expect("a Vec takes all");
+            out
+        };
+        let gtp_plain = gtp(&[0x30, 255, 0, 33, 0, 0, 0, 1]);
+        let gtp_extended = gtp(&[0x34, 255, 0, 41, 0, 0, 0, 1, 0, 0, 0, 0x85, 1, 0, 9, 0]);
+        for packet in [plain, v4_in_v4, gre_key, gre_ether, gtp_plain, gtp_extended] {
             let (seen, datagrams, _) = run(packet);
             assert_eq!(seen, Seen::Transport);
             assert_eq!(datagrams.len(), 1);
