@@ -2,4 +2,8 @@
 
 #[cfg(feature = "tools")]
 pub mod capture;
+#[cfg(feature = "tools")]
+pub mod load;
+#[cfg(feature = "tools")]
+pub mod replay;
 pub mod report;

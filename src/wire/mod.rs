@@ -9,6 +9,6 @@ pub mod frame;
 pub mod record;
 pub mod replay_window;
 pub mod rtp;
-pub mod seal;
 pub mod sdp;
+pub mod seal;
 pub mod sip;

@@ -55,7 +55,13 @@ impl Flows {
     }
 
     /// Takes an answer; returns the silence it ended, and whether it overtook no other answer of the flow.
-    pub(crate) fn on_reply(&mut self, flow: u32, kind: u16, order: u32, now: Nanos) -> (Option<Silence>, bool) {
+    pub(crate) fn on_reply(
+        &mut self,
+        flow: u32,
+        kind: u32,
+        order: u32,
+        now: Nanos,
+    ) -> (Option<Silence>, bool) {
         let Some(flow) = self.flows.get_mut(flow as usize) else { return (None, true) };
         let in_order = order >= flow.newest_answered;
         flow.newest_answered = flow.newest_answered.max(order);
@@ -70,14 +76,14 @@ impl Flows {
 
     /// Takes a datagram, sent at `at`, that was never answered; returns the silence it belongs to if that
     /// still lasts.
-    pub(crate) fn on_lost(&mut self, flow: u32, kind: u16, at: Nanos) -> Option<Silence> {
+    pub(crate) fn on_lost(&mut self, flow: u32, kind: u32, at: Nanos) -> Option<Silence> {
         let flow = self.flows.get(flow as usize)?;
         let silence = Silence { from: flow.owed_since, to: at };
         (silence.from < silence.to).then(|| self.note(kind, silence))
     }
 
-    fn note(&mut self, kind: u16, silence: Silence) -> Silence {
-        if let Some(longest) = self.longest.get_mut(usize::from(kind)) {
+    fn note(&mut self, kind: u32, silence: Silence) -> Silence {
+        if let Some(longest) = self.longest.get_mut(kind as usize) {
             *longest = silence.length().max(*longest);
         }
         silence

@@ -52,7 +52,13 @@ impl Lanes {
     }
 
     /// Takes the answer to datagram `order` of `lane`.
-    pub(crate) fn on_reply(&mut self, lane: u32, order: u32, trailer: &EchoTrailer, now: Nanos) -> Continuity {
+    pub(crate) fn on_reply(
+        &mut self,
+        lane: u32,
+        order: u32,
+        trailer: &EchoTrailer,
+        now: Nanos,
+    ) -> Continuity {
         let Some(present) = self.lanes.get_mut(lane as usize) else { return Continuity::Broken };
         if present.count != 0 && present.call != trailer.call {
             if let Some(elder) = self.elder.get_mut(&(lane, trailer.call)) {
@@ -69,7 +75,8 @@ impl Lanes {
 
     /// Forgets former calls that were replaced before `time`.
     pub(crate) fn forget(&mut self, time: Nanos) {
-        while let Some((_, lane, call)) = self.ages.pop_front_if(|(age, _, _)| *age < time) {
+        while let Some((_, lane, call)) = self.ages.front().copied().filter(|(age, ..)| *age < time) {
+            self.ages.pop_front();
             self.elder.remove(&(lane, call));
         }
     }

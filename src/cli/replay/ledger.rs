@@ -26,7 +26,7 @@ pub struct Sent {
     /// Grows within its lane and its flow.
     pub order: u32,
     /// Which flow of the plan it is, the same for all clones.
-    pub kind: u16,
+    pub kind: u32,
 }
 
 /// What an answer turned out to be.
