@@ -32,10 +32,11 @@ struct Lane {
     seen: u64,
     /// The order of the datagram that was answered with `count`.
     order: u32,
+    /// The order of the datagram at which state was lost: answers to those before it say nothing any more.
+    broken_at: u32,
     node: u16,
-    /// Number of the window in which `victim` was noted.
+    /// Twice the number of the window in which it was noted whether this is a victim, plus 1 if it is.
     window: u16,
-    victim: bool,
 }
 
 /// All lanes.
@@ -67,7 +68,7 @@ impl Lanes {
             // The lane's next call: keep the old one for the answers that are still on their way.
             self.elder.insert((lane, present.call), *present);
             self.ages.push_back((now, lane, present.call));
-            present.count = 0;
+            (present.count, present.broken_at) = (0, 0);
         }
         present.node = trailer.node.0;
         present.step(order, trailer)
@@ -91,11 +92,10 @@ impl Lanes {
     pub(crate) fn is_victim(&mut self, lane: u32, window: u16, victim: NodeId) -> bool {
         let answering = self.node(lane) == Some(victim);
         let Some(lane) = self.lanes.get_mut(lane as usize) else { return false };
-        if lane.window != window {
-            lane.window = window;
-            lane.victim = answering;
+        if lane.window >> 1 != window & 0x7fff {
+            lane.window = window << 1 | u16::from(answering);
         }
-        lane.victim
+        lane.window & 1 == 1
     }
 
     /// How many lanes each node answered last, by node id.
@@ -117,6 +117,9 @@ impl Lane {
             (self.call, self.count, self.seen, self.order) = (trailer.call, count, 1, order);
             return Continuity::Fits;
         }
+        if order < self.broken_at {
+            return Continuity::Fits;
+        }
         if count > self.count {
             let ahead = count - self.count;
             self.seen = if ahead < 64 { self.seen << ahead | 1 } else { 1 };
@@ -129,7 +132,7 @@ impl Lane {
         if behind >= 64 || self.seen >> behind & 1 == 1 {
             // A count is given once. From here on the new counting is taken as the right one, so that one
             // loss of state is reported once.
-            (self.count, self.seen, self.order) = (count, 1, order);
+            (self.count, self.seen, self.order, self.broken_at) = (count, 1, order, order);
             return Continuity::Broken;
         }
         self.seen |= 1 << behind;
@@ -170,6 +173,11 @@ mod tests {
         assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (3, 5, 1), (4, 5, 2), (5, 5, 3)])[2..], [Broken, Fits, Fits]);
         assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (3, 5, 2), (4, 5, 3)])[2..], [Broken, Fits]);
         assert_eq!(run(&[(1, 5, 1), (2, 5, 200), (3, 5, 3), (4, 5, 4)])[2..], [Broken, Fits]);
+    }
+
+    #[test]
+    fn an_answer_from_before_the_loss_that_is_read_after_it_is_no_further_fault() {
+        assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (4, 5, 1), (3, 5, 3), (5, 5, 2)])[2..], [Broken, Fits, Fits]);
     }
 
     #[test]

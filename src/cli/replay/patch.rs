@@ -105,7 +105,8 @@ fn compound(bytes: &[u8]) -> Option<Vec<usize>> {
         let [first, kind, high, low] = *bytes.get(base..)?.first_chunk()?;
         let end = base + (usize::from(u16::from_be_bytes([high, low])) + 1) * 4;
         let packet = bytes.get(base..end)?;
-        if first >> 6 != 2 {
+        // RFC 5761 section 4: other types are no RTCP.
+        if first >> 6 != 2 || !(192..=223).contains(&kind) {
             return None;
         }
         let count = usize::from(first & 0x1f);
@@ -206,7 +207,7 @@ mod tests {
     #[test]
     fn of_rtp_and_of_encrypted_rtcp_there_is_one() {
         assert_eq!(ssrcs(&words(&[0x8008_0001, 5, 6, 7])), [8]);
-        assert_eq!(ssrcs(&words(&[0x81c9_0007, 1, 2, 3])), [4]);
+        assert_eq!(ssrcs(&words(&[0x80c9_0001, 1, 0x8000_0001, 5, 6])), [4]);
         assert_eq!(ssrcs(b"OPTIONS sip:a SIP/2.0\r\n\r\n"), Vec::<usize>::new());
     }
 

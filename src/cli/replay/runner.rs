@@ -24,6 +24,8 @@ use crate::types::{Nanos, NodeId};
 
 /// How often the caller is asked.
 pub const TICK: Nanos = Nanos::from_millis(5);
+/// How long to listen on when all answers are in: a second answer to the last datagrams may follow.
+const LINGER: Nanos = Nanos::from_millis(50);
 /// Datagrams sent before answers are looked at again.
 const BURST: usize = 32;
 /// Datagrams received from one socket before it is another's turn.
@@ -38,7 +40,7 @@ pub struct Options {
     pub targets: Vec<SocketAddr>,
     /// What answers look like.
     pub expect: Expect,
-    /// How long to wait for answers after the last datagram; shorter when all are in.
+    /// How long to wait for answers after the last datagram; at most 50 ms longer than until all are in.
     pub drain: Nanos,
     /// At most this many sockets; `None`: one for each flow of each call, or 1,024 shared ones if those are
     /// more than the limit of open files allows.
@@ -175,7 +177,7 @@ impl<T: Traffic> Runner<T> {
     pub fn run(&mut self, on_tick: &mut dyn FnMut(&mut Live<'_>) -> Control) -> Result<Outcome, RunError> {
         let mut events = Events::with_capacity(1024);
         self.start = mono();
-        let (mut next_tick, mut drain_until, mut stopped) = (Nanos::ZERO, None, false);
+        let (mut next_tick, mut drain_until, mut stopped) = (Nanos::ZERO, None::<Nanos>, false);
         loop {
             let now = self.now();
             if !stopped {
@@ -183,8 +185,11 @@ impl<T: Traffic> Runner<T> {
             }
             let due = if stopped { None } else { self.traffic.due() };
             if due.is_none() {
-                let until = *drain_until.get_or_insert(now + self.options.drain);
-                if now >= until || self.tally.outstanding() == 0 {
+                let until = drain_until.get_or_insert(now + self.options.drain);
+                if self.tally.outstanding() == 0 {
+                    *until = (now + LINGER).min(*until);
+                }
+                if now >= *until {
                     break;
                 }
             }
