@@ -6,8 +6,14 @@ pub mod config;
 #[cfg(feature = "tools")]
 pub mod inspect;
 mod json;
+#[cfg(feature = "tools")]
+pub mod load;
 pub mod local;
 pub mod node;
+#[cfg(feature = "tools")]
+pub mod replay;
+#[cfg(feature = "tools")]
+pub mod report;
 
 use crate::config::BadSettings;
 use std::io::{self, IsTerminal as _};
