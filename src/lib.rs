@@ -8,5 +8,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod io;
+pub mod proto;
 pub mod types;
 pub mod wire;

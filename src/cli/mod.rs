@@ -1,5 +1,7 @@
 //! Floor 6: the commands of `tandem`, one file each, and what they share.
 
+#[cfg(feature = "tools")]
+pub mod capture;
 pub mod config;
 
 use crate::config::BadSettings;

@@ -1,5 +1,14 @@
-//! Floor 2: bytes on the wire. Checked views only: hostile bytes never panic, allocate or loop without bound.
+//! Floor 2: what travels between nodes and what clients send, as checked views over bytes.
+//!
+//! A view is built once, after its length was checked; reading a field of a view cannot fail. Hostile bytes
+//! never panic, allocate or loop without bound.
 
 pub mod datagram;
+pub mod echo;
+pub mod frame;
+pub mod record;
 pub mod replay_window;
+pub mod rtp;
+pub mod sdp;
 pub mod seal;
+pub mod sip;
