@@ -4,6 +4,7 @@
 //! come in as views and go out into buffers, and the application is behind [`member::Machine`].
 
 pub mod clock;
+pub mod detector;
 pub mod map;
 pub mod member;
 pub mod owner;
