@@ -4,6 +4,7 @@
 //! the owner's node (append, fan-out, its own member, acks, release), one other member (check order, execute,
 //! keep, ack). The question: does the cost of an entry stay flat from a thousand calls to ten million?
 
+mod calls;
 mod common;
 
 use common::{Args, table};
@@ -59,8 +60,10 @@ struct Bench {
 impl Bench {
     fn new(nodes: u16, calls: u64) -> Bench {
         let map_nodes = (1..=nodes).map(|n| MapNode { id: NodeId(n), host: HostId(n) }).collect();
-        let map = ClusterMap::fixed(SLOTS, map_nodes, NodeId(1), 1, usize::from(nodes), 0).expect("a valid map");
-        let (map, now) = (Arc::new(map), Now { mono: Nanos::from_secs(9), wall: Nanos::from_secs(1_700_000_000) });
+        let map =
+            ClusterMap::fixed(SLOTS, map_nodes, NodeId(1), 1, usize::from(nodes), 0).expect("a valid map");
+        let (map, now) =
+            (Arc::new(map), Now { mono: Nanos::from_secs(9), wall: Nanos::from_secs(1_700_000_000) });
         let shard = |n: u16| {
             let config = ShardConfig {
                 me: NodeId(n),
@@ -120,7 +123,8 @@ impl Bench {
     }
 
     fn deliver(&mut self, node: u16) {
-        let (mine, others) = std::mem::take(&mut self.wire.under_way).into_iter().partition(|(_, to, _)| *to == node);
+        let (mine, others) =
+            std::mem::take(&mut self.wire.under_way).into_iter().partition(|(_, to, _)| *to == node);
         self.wire.under_way = others;
         let mine: Vec<(u16, u16, Vec<u8>)> = mine;
         let start = Instant::now();
@@ -190,7 +194,8 @@ fn main() {
         false => &[1_000, 10_000, 100_000, 1_000_000, 5_000_000, 10_000_000],
     };
     let entries = if args.quick { 100_000 } else { 1_000_000 };
-    let headings = ["replicas", "calls", "owner_ns", "member_ns", "cluster_ns", "bytes_per_call", "vs_10k_calls"];
+    let headings =
+        ["replicas", "calls", "owner_ns", "member_ns", "cluster_ns", "bytes_per_call", "vs_10k_calls"];
     let mut rows = vec![headings.map(String::from).to_vec()];
     let mut out = Vec::new();
     for nodes in [1, 3] {
@@ -222,5 +227,9 @@ fn main() {
         }
     }
     table(&rows);
+    println!();
+    for row in calls::measure(args.quick) {
+        out.push(json!(row));
+    }
     args.write("core", &out);
 }

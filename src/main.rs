@@ -17,6 +17,9 @@ struct Cli {
 enum Command {
     /// Print the effective settings, where they come from and what they mean
     Config(cli::config::ConfigArgs),
+    /// Print what captures hold: packets, SIP calls, RTP streams
+    #[cfg(feature = "tools")]
+    Inspect(cli::inspect::InspectArgs),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +33,8 @@ fn main() -> ExitCode {
     };
     conclude(match cli.command {
         Command::Config(args) => cli::config::run(&args),
+        #[cfg(feature = "tools")]
+        Command::Inspect(args) => cli::inspect::run(&args),
     })
 }
 

@@ -1,5 +1,7 @@
 //! Every development capture is read with the figures that tshark gives (data/pcap/INDEX.tsv).
 
+#![cfg(feature = "tools")]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

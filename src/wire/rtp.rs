@@ -94,7 +94,11 @@ impl<'a> Rtp<'a> {
             let words = word(self.bytes, from)? & 0xffff;
             from += 4 + words as usize * 4;
         }
-        let padding = if first & 0x20 != 0 { usize::from(*self.bytes.last()?) } else { 0 };
+        let padding = match first & 0x20 {
+            0 => 0,
+            // The count includes itself, so it is never 0.
+            _ => self.bytes.last().map(|count| usize::from(*count)).filter(|count| *count > 0)?,
+        };
         self.bytes.get(from..self.bytes.len().checked_sub(padding)?)
     }
 }

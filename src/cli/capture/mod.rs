@@ -132,40 +132,46 @@ pub enum CaptureError {
 /// Only when nothing can be read: see [`CaptureError`]. A file that breaks off in the middle is read up
 /// to there, and [`Capture::damage`] says so.
 pub fn read(path: &Path) -> Result<Capture, CaptureError> {
-    let failed = |source| CaptureError::Io { path: path.to_owned(), source };
     let mut stored = Vec::new();
-    File::open(path).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut stored)).map_err(failed)?;
-    if stored.len() as u64 > MAX_BYTES {
-        return Err(CaptureError::TooLarge { path: path.to_owned(), inflated: false });
+    File::open(path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut stored))
+        .map_err(|source| CaptureError::Io { path: path.to_owned(), source })?;
+    decode(path, stored)
+}
+
+/// Reads a capture whose file, gzipped or not, is in memory already; `path` names it in errors.
+///
+/// # Errors
+/// As for [`read`].
+pub fn decode(path: &Path, stored: Vec<u8>) -> Result<Capture, CaptureError> {
+    let path = || path.to_owned();
+    let (mut file, mut damage) = (stored, None);
+    if file.len() as u64 > MAX_BYTES {
+        return Err(CaptureError::TooLarge { path: path(), inflated: false });
     }
-    let mut damage = None;
-    if stored.starts_with(&[0x1f, 0x8b]) {
+    if file.starts_with(&[0x1f, 0x8b]) {
         let mut inflated = Vec::new();
         let done =
-            flate2::read::MultiGzDecoder::new(&stored[..]).take(MAX_BYTES + 1).read_to_end(&mut inflated);
+            flate2::read::MultiGzDecoder::new(&file[..]).take(MAX_BYTES + 1).read_to_end(&mut inflated);
         match done {
             Ok(_) if inflated.len() as u64 > MAX_BYTES => {
-                return Err(CaptureError::TooLarge { path: path.to_owned(), inflated: true });
+                return Err(CaptureError::TooLarge { path: path(), inflated: true });
             }
             Ok(_) => {}
-            Err(source) if inflated.is_empty() => {
-                return Err(CaptureError::Gzip { path: path.to_owned(), source });
-            }
+            Err(source) if inflated.is_empty() => return Err(CaptureError::Gzip { path: path(), source }),
             Err(error) => {
                 damage = Some(format!("gzip data breaks off after {} bytes: {error}", inflated.len()))
             }
         }
-        stored = inflated;
+        file = inflated;
     }
-    let mut capture = parse(Bytes::from(stored))
-        .map_err(|container::NotACapture(found)| CaptureError::Format { path: path.to_owned(), found })?;
-    if damage.is_some() {
-        capture.damage = damage;
-    }
+    let mut capture = parse(Bytes::from(file))
+        .map_err(|container::NotACapture(found)| CaptureError::Format { path: path(), found })?;
+    capture.damage = damage.or(capture.damage);
     Ok(capture)
 }
 
-/// Reads a capture that is in memory already.
+/// Reads a capture that is neither compressed nor too large.
 fn parse(file: Bytes) -> Result<Capture, container::NotACapture> {
     let mut packets = container::Packets::open(file)?;
     let mut capture = Capture { format: packets.format(), ..Capture::default() };

@@ -177,3 +177,75 @@ impl SipCounts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::capture::Segment;
+    use crate::types::Nanos;
+    use bytes::Bytes;
+
+    const RTP: &[u8] = &[0x80, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 7, 1, 2];
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    fn datagram(frame: u32, source: &str, destination: &str, payload: &[u8]) -> Datagram {
+        let (source, destination) = (address(source), address(destination));
+        let payload = Bytes::copy_from_slice(payload);
+        Datagram { time: Nanos::ZERO, frame, source, destination, payload, cut: false }
+    }
+
+    fn media(frame: u32, line: &str) -> Datagram {
+        let sip = format!("ACK sip:b SIP/2.0\r\ni: x\r\n\r\nv=0\r\nc=IN IP4 10.0.0.1\r\nm={line}\r\n");
+        datagram(frame, "10.0.0.2:5060", "10.0.0.1:5060", sip.as_bytes())
+    }
+
+    fn streams(datagrams: Vec<Datagram>) -> Vec<(u32, bool)> {
+        let found = survey(&Capture { datagrams, ..Capture::default() });
+        found.rtp_streams.iter().map(|s| (s.packets, s.announced)).collect()
+    }
+
+    #[test]
+    fn sdp_says_what_is_rtp_from_where_it_stands() {
+        let rtp = |frame, port: u16| datagram(frame, "10.0.0.2:4000", &format!("10.0.0.1:{port}"), RTP);
+        assert_eq!(streams(vec![rtp(1, 5000)]), [(1, false)]);
+        assert_eq!(streams(vec![rtp(1, 443)]), []);
+        assert_eq!(streams(vec![media(1, "audio 443 RTP/AVP 0"), rtp(2, 443)]), [(1, true)]);
+        let before_and_after = vec![rtp(1, 5000), media(2, "audio 5000 RTP/AVP 0"), rtp(3, 5000)];
+        assert_eq!(streams(before_and_after), [(2, true)]);
+        let fax = vec![
+            media(1, "audio 5000 RTP/AVP 0"),
+            rtp(2, 5000),
+            media(3, "image 5000 udptl t38"),
+            rtp(4, 5000),
+            media(5, "audio 5000 RTP/AVP 0"),
+            rtp(6, 5000),
+        ];
+        assert_eq!(streams(fax), [(2, true)]);
+    }
+
+    #[test]
+    fn messages_over_tcp_count_in_both_and_in_file_order() {
+        let sip =
+            b"INVITE sip:b SIP/2.0\r\ni: t\r\nl: 45\r\n\r\nv=0\r\nc=IN IP4 10.0.0.1\r\nm=audio 443 RTP/AVP 0";
+        let segment = Segment {
+            time: Nanos::ZERO,
+            frame: 2,
+            source: address("10.0.0.2:5060"),
+            destination: address("10.0.0.1:5060"),
+            sequence: 0,
+            payload: Bytes::from_static(sip),
+        };
+        let rtp = |frame| datagram(frame, "10.0.0.2:4000", "10.0.0.1:443", RTP);
+        let datagrams = vec![rtp(1), media(1, "text 1 TCP/T140"), rtp(3)];
+        let found = survey(&Capture { datagrams, segments: vec![segment], ..Capture::default() });
+        assert_eq!((found.sip.frames, found.sip_over_tcp.frames), (2, 1));
+        assert_eq!(found.call_ids, ["x", "t"]);
+        assert_eq!(found.call_ids_over_tcp, 1);
+        assert_eq!(found.sip_over_tcp.requests, [("INVITE".to_owned(), 1)].into());
+        // The first packet to port 443 came before anybody had announced it.
+        assert_eq!(found.rtp_streams.iter().map(|s| s.packets).collect::<Vec<_>>(), [1]);
+    }
+}
