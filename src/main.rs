@@ -24,6 +24,9 @@ enum Command {
     Inspect(cli::inspect::InspectArgs),
     /// Print the effective settings, where they come from and what they mean
     Config(cli::config::ConfigArgs),
+    /// Print what captures hold: packets, SIP calls, RTP streams
+    #[cfg(feature = "tools")]
+    Inspect(cli::inspect::InspectArgs),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,8 @@ fn main() -> ExitCode {
         #[cfg(feature = "tools")]
         Command::Inspect(args) => return conclude_with(cli::inspect::run(&args)),
         Command::Config(args) => cli::config::run(&args),
+        #[cfg(feature = "tools")]
+        Command::Inspect(args) => cli::inspect::run(&args),
     })
 }
 

@@ -1,3 +1,5 @@
+//! Tests of the control loop.
+
 use super::*;
 use crate::io::cells::ShardCell;
 use crate::io::operator::ask;

@@ -1,3 +1,5 @@
+//! Tests of the shard loop.
+
 use super::*;
 use crate::io::cells::ShardCell;
 use crate::io::client::ClientSocket;
