@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use tandem::cli::{self, BadUsage, conclude, conclude_with, one_line};
+use tandem::cli::{self, BadUsage, conclude, one_line};
 
 /// Keeps stateful UDP calls alive when machines die.
 #[derive(Parser)]
@@ -19,9 +19,9 @@ enum Command {
     Node(cli::node::NodeArgs),
     /// Run a cluster of separate processes on loopback until Ctrl-C
     Local(cli::local::LocalArgs),
-    /// Tell what a capture holds: packets, SIP messages, calls, RTP streams
+    /// Send the calls of captures to a cluster many times over and check every answer
     #[cfg(feature = "tools")]
-    Inspect(cli::inspect::InspectArgs),
+    Replay(cli::replay::Args),
     /// Print the effective settings, where they come from and what they mean
     Config(cli::config::ConfigArgs),
     /// Print what captures hold: packets, SIP calls, RTP streams
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         Command::Node(args) => cli::node::run(&args),
         Command::Local(args) => cli::local::run(&args),
         #[cfg(feature = "tools")]
-        Command::Inspect(args) => return conclude_with(cli::inspect::run(&args)),
+        Command::Replay(args) => cli::replay::run(&args),
         Command::Config(args) => cli::config::run(&args),
         #[cfg(feature = "tools")]
         Command::Inspect(args) => cli::inspect::run(&args),

@@ -50,7 +50,8 @@ struct Server {
 impl Server {
     fn start(mut faults: impl Faults, trailer: bool) -> Server {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        sys_socket::set_buffers(socket.as_fd(), 16 << 20).unwrap();
+        sys_socket::set_buffers(socket.as_fd(), sys_socket::Buffers { recv: 16 << 20, send: 16 << 20 })
+            .unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let (address, over) = (socket.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
         let seen = Arc::clone(&over);

@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -231,7 +231,7 @@ fn free_ports(first: u16, count: u16) -> anyhow::Result<u16> {
 }
 
 /// Starts the cluster, prints it, and keeps it until Ctrl-C.
-pub fn run(args: &LocalArgs) -> anyhow::Result<()> {
+pub fn run(args: &LocalArgs) -> anyhow::Result<ExitCode> {
     let stop = Arc::new(AtomicBool::new(false));
     for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(number, stop.clone())?;
@@ -259,5 +259,5 @@ pub fn run(args: &LocalArgs) -> anyhow::Result<()> {
         }
     }
     println!("ending the cluster");
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

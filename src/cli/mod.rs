@@ -39,14 +39,6 @@ pub fn conclude(result: anyhow::Result<ExitCode>) -> ExitCode {
     ExitCode::from(if usage { 2 } else { 1 })
 }
 
-/// As [`conclude`], for a command that has an exit status of its own.
-pub fn conclude_with(result: anyhow::Result<ExitCode>) -> ExitCode {
-    match result {
-        Ok(code) => code,
-        Err(error) => conclude(Err(error)),
-    }
-}
-
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }

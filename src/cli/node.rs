@@ -5,6 +5,7 @@ use super::start_log;
 use crate::io::node::run_node;
 use clap::Args;
 use std::io::Read;
+use std::process::ExitCode;
 
 /// The arguments of `tandem node`.
 #[derive(Args, Debug)]
@@ -17,7 +18,7 @@ pub struct NodeArgs {
 }
 
 /// Runs the node until SIGTERM or SIGINT.
-pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
+pub fn run(args: &NodeArgs) -> anyhow::Result<ExitCode> {
     let settings = args.settings.resolve().settings?;
     start_log(&settings.log)?;
     if args.until_stdin_closes {
@@ -28,5 +29,5 @@ pub fn run(args: &NodeArgs) -> anyhow::Result<()> {
         })?;
     }
     run_node(&settings)?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -18,7 +18,8 @@ use super::outcome::Outcome;
 use super::sockets::Sockets;
 use super::tally::{self, Counts, Expect, Tally};
 use super::traffic::Traffic;
-use crate::io::sys_mmsg::{MAX_DATAGRAM, RecvBatch};
+use crate::io::sys_recv::RecvBatch;
+use crate::io::sys_send::MAX_DATAGRAM;
 use crate::io::sys_time::{TimerFd, mono};
 use crate::types::{Nanos, NodeId};
 

@@ -67,7 +67,7 @@ impl Sockets {
         };
         let socket = sys_socket::bind(SocketAddr::new(any, 0), false)?;
         if let Some(bytes) = buffer {
-            sys_socket::set_buffers(socket.as_fd(), bytes)?;
+            sys_socket::set_buffers(socket.as_fd(), sys_socket::Buffers { recv: bytes, send: bytes })?;
         }
         socket.connect(target)?;
         let token = Token(self.sockets.len());
