@@ -4,6 +4,9 @@
 //! bytes. What an application may use is in its arguments and nowhere else: logical time, a random
 //! source seeded per call, the slot's shared state, and the output buffer.
 
+pub mod echo;
+pub mod table;
+
 use crate::types::{CallKey, Endpoint, LocalId, Nanos};
 
 /// A datagram from a client as an ingress sees it, before it has a place in a log.
@@ -34,18 +37,20 @@ pub trait Context {
     fn key(&self) -> CallKey;
     /// Position of the entry being executed, and the slot's number.
     fn place(&self) -> (u64, u16);
-    /// The next value of this call's own random sequence; the same on every member.
+    /// The next value of this call's own random sequence; the same on every member. Seeded by the call's key and
+    /// the entry's position, so that it needs no state; not for secrets.
     fn random(&mut self) -> u64;
     /// The slot's shared state as it was before this entry.
     fn shared(&self) -> &Self::Shared;
     /// Asks for a change of the shared state; applied only after the handler has returned.
     fn change(&mut self, change: Self::Change);
-    /// Queues a datagram from the service endpoint `local` to `to`.
-    fn send(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]);
+    /// Queues a datagram from the service endpoint `local` to `to`; its bytes are those of `parts`, joined.
+    fn send(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]]);
     /// As `send`, but the last two bytes are replaced on release by the id (u16, big endian) of the node
     /// whose outputs were taken. They count for no digest: the one thing in which members may differ.
-    fn send_stamped(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]);
-    /// Sets (or moves) a timer of this call to fire at logical time `at`.
+    fn send_stamped(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]]);
+    /// Sets (or moves) a timer of this call to fire at logical time `at`, in a later entry even if that has passed;
+    /// [`Nanos::MAX`] clears it.
     fn set_timer(&mut self, id: TimerId, at: Nanos);
     /// Clears a timer of this call.
     fn clear_timer(&mut self, id: TimerId);
@@ -62,7 +67,9 @@ pub enum Unclassified {
 
 /// A snapshot that this version of the application cannot read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("call snapshot version {version} ({bytes} bytes) is not readable by this application: upgrade this node")]
+#[error(
+    "call snapshot version {version} ({bytes} bytes) is not readable by this application: upgrade this node"
+)]
 pub struct BadSnapshot {
     /// The version found.
     pub version: u16,
@@ -101,8 +108,20 @@ pub trait CallApp {
         id: TimerId,
     );
 
-    /// Applies a change asked for through [`Context::change`].
+    /// Applies a change asked for through [`Context::change`]. Must not panic: nothing would undo half a change.
     fn apply(&self, shared: &mut Self::Shared, change: Self::Change);
+
+    /// The call is gone, whether it ended itself, was silent too long, or a handler of it panicked: gives back what it
+    /// held of the shared state. Must not panic.
+    fn on_end(&self, shared: &mut Self::Shared, key: CallKey) {
+        let _ = (shared, key);
+    }
+
+    /// Appends the shared state to `out`; returns the version of the form.
+    fn snapshot_shared(&self, shared: &Self::Shared, out: &mut Vec<u8>) -> u16;
+
+    /// Reads back what `snapshot_shared` wrote, in this or an earlier version.
+    fn restore_shared(&self, version: u16, bytes: &[u8]) -> Result<Self::Shared, BadSnapshot>;
 
     /// Appends the call's state to `out`; returns the version of the form.
     fn snapshot(&self, call: &Self::Call, out: &mut Vec<u8>) -> u16;

@@ -113,6 +113,7 @@ impl Model {
         }
         if ended || result.is_err() {
             self.calls.remove(&key);
+            self.app.on_end(&mut self.shared, key);
             for id in 0..=u8::MAX {
                 self.clear(key, TimerId(id));
             }

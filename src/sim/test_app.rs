@@ -308,6 +308,26 @@ impl CallApp for TestApp {
         shared.state = mix(shared.state ^ change);
     }
 
+    fn on_end(&self, shared: &mut TestShared, key: CallKey) {
+        shared.state = mix(shared.state ^ key.0 as u64);
+    }
+
+    fn snapshot_shared(&self, shared: &TestShared, out: &mut Vec<u8>) -> u16 {
+        out.extend(shared.changes.to_be_bytes());
+        out.extend(shared.state.to_be_bytes());
+        1
+    }
+
+    fn restore_shared(&self, version: u16, bytes: &[u8]) -> Result<TestShared, BadSnapshot> {
+        match (version, <[u8; 16]>::try_from(bytes)) {
+            (1, Ok(both)) => {
+                let both = u128::from_be_bytes(both);
+                Ok(TestShared { changes: (both >> 64) as u64, state: both as u64 })
+            }
+            _ => Err(BadSnapshot { version, bytes: bytes.len() }),
+        }
+    }
+
     fn snapshot(&self, call: &TestCall, out: &mut Vec<u8>) -> u16 {
         out.extend(call.opened.0.to_be_bytes());
         out.extend(call.packets.to_be_bytes());

@@ -2,5 +2,6 @@
 //!
 //! A view is built once, after its length was checked; reading a field of a view cannot fail.
 
+pub mod echo;
 pub mod frame;
 pub mod record;
