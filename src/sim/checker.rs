@@ -48,7 +48,8 @@ struct SlotView {
     /// How many accepted packets have been executed by the member that is furthest.
     executed: usize,
     entries: BTreeMap<u64, Entry>,
-    members: BTreeMap<NodeId, Progress>,
+    /// How far each life of each member got.
+    members: BTreeMap<(NodeId, Boot), Progress>,
     model: Model,
     /// The cursor of each call's last released output.
     last_released: BTreeMap<CallKey, (u64, usize)>,
@@ -77,7 +78,7 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// A checker for a world whose nodes start with these boots: only they are members.
+    /// A checker for a world whose nodes start with these boots.
     pub fn new(layout: &Layout, boots: Vec<Boot>) -> Checker {
         let slots = (0..layout.slots()).map(|_| SlotView::default()).collect();
         Checker { layout: layout.clone(), boots, slots, failure: None }
@@ -117,19 +118,17 @@ impl Checker {
         if !members.contains(&node) {
             return Err("not a member of the slot".into());
         }
-        if self.boots[usize::from(node.0) - 1] != boot {
-            return Err("a restarted node is no member, yet it executes".into());
-        }
         let view = &mut self.slots[usize::from(seen.slot)];
-        view.arrive(node, seen.position)?;
-        let progress = view.members.entry(node).or_default();
+        let life = (node, boot);
+        view.arrive(life, seen.position)?;
+        let progress = view.members.entry(life).or_default();
         let done = progress.done;
         progress.done += 1;
         let known = view.entries.get(&seen.position).and_then(|entry| entry.executions.get(done));
         match known {
             Some(first) if *first == seen => Ok(()),
             Some(first) => Err(format!("executed {seen:?}, another member {first:?}")),
-            None => view.extend(node, seen),
+            None => view.extend(life, seen),
         }
     }
 
@@ -173,7 +172,9 @@ impl Checker {
         }
         let stamp = release.bytes.last_chunk().map_or(NodeId(0), |tail| NodeId(u16::from_be_bytes(*tail)));
         if stamped && !holders.contains(&stamp) {
-            return Err(format!("invariant 2 (durable): {at} released from {stamp}, which has not executed it"));
+            return Err(format!(
+                "invariant 2 (durable): {at} released from {stamp}, which has not executed it"
+            ));
         }
         Ok(())
     }
@@ -182,11 +183,14 @@ impl Checker {
     /// of the past fired, and every node of `connected` as far as the furthest. Invariant 6 (liveness)
     /// wants this to become true; `None` is yes, otherwise what is missing.
     pub fn unfinished(&self, connected: &[NodeId]) -> Option<String> {
-        self.slots.iter().enumerate().find_map(|(slot, view)| {
-            let what = view.unfinished()?;
-            Some(format!("slot {slot}: {what}"))
-        })
-        .or_else(|| self.behind(connected))
+        self.slots
+            .iter()
+            .enumerate()
+            .find_map(|(slot, view)| {
+                let what = view.unfinished()?;
+                Some(format!("slot {slot}: {what}"))
+            })
+            .or_else(|| self.behind(connected))
     }
 
     /// Who of `connected` is not as far as the furthest member of a slot.
@@ -194,8 +198,12 @@ impl Checker {
         self.slots.iter().enumerate().find_map(|(slot, view)| {
             let end = view.end();
             let members = self.layout.members[slot].iter().filter(|m| connected.contains(m));
-            let mut late = members.filter(|m| view.members.get(m).copied().unwrap_or_default() != end);
-            late.next().map(|m| format!("slot {slot}: {m} is at {:?}, others at {end:?}", view.members.get(m)))
+            let at = |m: NodeId| {
+                let life = (m, self.boots[usize::from(m.0) - 1]);
+                view.members.get(&life).copied().unwrap_or_default()
+            };
+            let mut late = members.filter(|m| at(**m) != end);
+            late.next().map(|m| format!("slot {slot}: {m} is at {:?}, others at {end:?}", at(*m)))
         })
     }
 
@@ -227,9 +235,10 @@ fn same(sent: &Sent, release: &Release<'_>) -> bool {
 }
 
 impl SlotView {
-    /// `node` executes at `position`: it must have done everything known before it.
-    fn arrive(&mut self, node: NodeId, position: u64) -> Result<(), String> {
-        let progress = self.members.entry(node).or_default();
+    /// `life` executes at `position`: it must have done everything known before it, from the first entry
+    /// on. So a node that was restarted with empty memory cannot go on where its last life stood.
+    fn arrive(&mut self, life: (NodeId, Boot), position: u64) -> Result<(), String> {
+        let progress = self.members.entry(life).or_default();
         if position < progress.position {
             return Err(format!("executed after position {}", progress.position));
         }
@@ -248,10 +257,10 @@ impl SlotView {
     }
 
     /// The first execution of its kind: nobody may have gone past it, and the reference must agree.
-    fn extend(&mut self, node: NodeId, seen: Execution) -> Result<(), String> {
+    fn extend(&mut self, life: (NodeId, Boot), seen: Execution) -> Result<(), String> {
         let position = seen.position;
-        let past = self.members.iter().find(|(other, p)| **other != node && p.position > position);
-        if let Some((other, progress)) = past {
+        let past = self.members.iter().find(|(other, p)| **other != life && p.position > position);
+        if let Some(((other, _), progress)) = past {
             return Err(format!("executed {seen:?}, which {other}, now at {}, did not", progress.position));
         }
         if let What::Packet { source, local, payload } = &seen.what {
@@ -276,7 +285,10 @@ impl SlotView {
     fn holders(&self, position: u64) -> Vec<NodeId> {
         let whole = self.entries.get(&position).map_or(0, |entry| entry.executions.len());
         let has = |p: &Progress| p.position > position || (p.position == position && p.done >= whole);
-        self.members.iter().filter(|(_, p)| has(p)).map(|(node, _)| *node).collect()
+        let mut nodes: Vec<NodeId> =
+            self.members.iter().filter(|(_, p)| has(p)).map(|((node, _), _)| *node).collect();
+        nodes.dedup();
+        nodes
     }
 
     fn end(&self) -> Progress {

@@ -253,7 +253,9 @@ impl Scenario {
                 let by = Nanos::from_micros(rng.pick(&[100, 500, 3_000]));
                 link(from_set, to_set, LinkEffect::Reorder { permille: rng.pick(&[20, 200, 600]), by })
             }
-            7 => link(from_set, to_set, LinkEffect::Delay(Nanos::from_micros(rng.pick(&[100, 1_000, 8_000])))),
+            7 => {
+                link(from_set, to_set, LinkEffect::Delay(Nanos::from_micros(rng.pick(&[100, 1_000, 8_000]))))
+            }
             8 => link(from_set, to_set, LinkEffect::Narrow(rng.pick(&[10, 80, 800]))),
             9 => link(one, everyone, LinkEffect::Cut),
             10 => link(everyone, one, LinkEffect::Cut),

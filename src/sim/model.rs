@@ -153,8 +153,8 @@ impl<'a> ModelContext<'a> {
         }
     }
 
-    fn sent(&mut self, local: LocalId, to: Endpoint, bytes: &[u8], stamped: bool) {
-        self.outputs.push(Sent { key: self.seen.key, local, to, bytes: bytes.to_vec(), stamped });
+    fn sent(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]], stamped: bool) {
+        self.outputs.push(Sent { key: self.seen.key, local, to, bytes: parts.concat(), stamped });
     }
 }
 
@@ -189,12 +189,12 @@ impl Context for ModelContext<'_> {
         self.changes.push(change);
     }
 
-    fn send(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]) {
-        self.sent(local, to, bytes, false);
+    fn send(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]]) {
+        self.sent(local, to, parts, false);
     }
 
-    fn send_stamped(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]) {
-        self.sent(local, to, bytes, true);
+    fn send_stamped(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]]) {
+        self.sent(local, to, parts, true);
     }
 
     fn set_timer(&mut self, id: TimerId, at: Nanos) {
@@ -223,7 +223,8 @@ mod tests {
     fn packet(position: u64, time: u64, control: (u8, u8)) -> Execution {
         let source = Endpoint { ip: [1; 16], port: 9 };
         let payload = payload(1, position as u32, control.0, control.1, 0);
-        let key = TestApp::default().classify(&Inbound { source, local: LocalId(0), payload: &payload }).unwrap();
+        let key =
+            TestApp::default().classify(&Inbound { source, local: LocalId(0), payload: &payload }).unwrap();
         let what = What::Packet { source, local: LocalId(0), payload };
         let time = Nanos(time);
         Execution { slot: 0, position, time, key, what, drawn: vec![], outputs: vec![], panicked: false }

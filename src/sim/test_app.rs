@@ -200,7 +200,10 @@ impl TestApp {
         self.say(call, ctx, id.0, random % 3, random & 0x70 == 0);
         if call.budget > 0 && random & 0x300 != 0 {
             call.budget -= 1;
-            ctx.set_timer(TimerId((random >> 12 & 3) as u8), ctx.now() + Nanos(1 + (random >> 20) % 3_000_000));
+            ctx.set_timer(
+                TimerId((random >> 12 & 3) as u8),
+                ctx.now() + Nanos(1 + (random >> 20) % 3_000_000),
+            );
         }
         if random & 0xc00 == 0 {
             ctx.change(random);
@@ -233,12 +236,11 @@ impl TestApp {
             bytes.extend(ctx.shared().changes.to_be_bytes());
             bytes.extend(ctx.now().0.to_be_bytes());
             let filler = if long { 300 + call.state % 700 } else { call.state % 40 };
-            bytes.resize(bytes.len() + filler as usize, cause ^ index as u8);
-            bytes.extend([0, 0]);
+            let filler = vec![cause ^ index as u8; filler as usize];
             if call.state >> 7 & 3 == 0 {
-                ctx.send(local, to, &bytes);
+                ctx.send(local, to, &[&bytes, &filler]);
             } else {
-                ctx.send_stamped(local, to, &bytes);
+                ctx.send_stamped(local, to, &[&bytes, &filler, &[0, 0]]);
             }
         }
     }
@@ -255,9 +257,7 @@ impl TestApp {
         let (drawn, outputs) = (tap.drawn, tap.outputs);
         let (time, key) = (ctx.now(), ctx.key());
         let panicked = result.is_err();
-        self.trace
-            .borrow_mut()
-            .push(Execution { slot, position, time, key, what, drawn, outputs, panicked });
+        self.trace.borrow_mut().push(Execution { slot, position, time, key, what, drawn, outputs, panicked });
         if panicked {
             // Unwinds as a panic does, but without the process-wide hook that would print each one.
             std::panic::resume_unwind(Box::new("the test application panics on purpose"));
@@ -277,7 +277,14 @@ impl CallApp for TestApp {
     }
 
     fn open(&self, key: CallKey, now: Nanos) -> TestCall {
-        TestCall { opened: now, packets: 0, fired: 0, budget: 6, state: mix(key.0 as u64 ^ now.0), peer: None }
+        TestCall {
+            opened: now,
+            packets: 0,
+            fired: 0,
+            budget: 6,
+            state: mix(key.0 as u64 ^ now.0),
+            peer: None,
+        }
     }
 
     fn on_packet(
@@ -286,11 +293,8 @@ impl CallApp for TestApp {
         ctx: &mut impl Context<Shared = TestShared, Change = u64>,
         packet: &Inbound<'_>,
     ) {
-        let what = What::Packet {
-            source: packet.source,
-            local: packet.local,
-            payload: packet.payload.to_vec(),
-        };
+        let what =
+            What::Packet { source: packet.source, local: packet.local, payload: packet.payload.to_vec() };
         self.record(ctx, what, |tap| self.packet(call, tap, packet));
     }
 
@@ -403,16 +407,16 @@ impl<C: Context> Context for Tap<'_, C> {
         self.inner.change(change);
     }
 
-    fn send(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]) {
+    fn send(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]]) {
         let key = self.key();
-        self.outputs.push(Sent { key, local, to, bytes: bytes.to_vec(), stamped: false });
-        self.inner.send(local, to, bytes);
+        self.outputs.push(Sent { key, local, to, bytes: parts.concat(), stamped: false });
+        self.inner.send(local, to, parts);
     }
 
-    fn send_stamped(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]) {
+    fn send_stamped(&mut self, local: LocalId, to: Endpoint, parts: &[&[u8]]) {
         let key = self.key();
-        self.outputs.push(Sent { key, local, to, bytes: bytes.to_vec(), stamped: true });
-        self.inner.send_stamped(local, to, bytes);
+        self.outputs.push(Sent { key, local, to, bytes: parts.concat(), stamped: true });
+        self.inner.send_stamped(local, to, parts);
     }
 
     fn set_timer(&mut self, id: TimerId, at: Nanos) {
@@ -439,7 +443,8 @@ mod tests {
         let app = TestApp::default();
         let to = Endpoint { ip: [7; 16], port: 5060 };
         for peer in [None, Some((LocalId(3), to))] {
-            let call = TestCall { opened: Nanos(1), packets: 2, fired: 3, budget: 4, state: u64::MAX - 5, peer };
+            let call =
+                TestCall { opened: Nanos(1), packets: 2, fired: 3, budget: 4, state: u64::MAX - 5, peer };
             let mut bytes = Vec::new();
             let version = app.snapshot(&call, &mut bytes);
             assert_eq!(app.restore(version, &bytes), Ok(call));
