@@ -1,7 +1,11 @@
 //! Floor 2: what travels between nodes and what clients send, as checked views over bytes.
 //!
-//! A view is built once, after its length was checked; reading a field of a view cannot fail.
+//! A view is built once, after its length was checked; reading a field of a view cannot fail. Hostile bytes
+//! never panic, allocate or loop without bound.
 
+pub mod datagram;
 pub mod echo;
 pub mod frame;
 pub mod record;
+pub mod replay_window;
+pub mod seal;

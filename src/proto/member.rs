@@ -1,0 +1,317 @@
+//! The member side of one slot's log: holds entries in order, executes them on arrival, keeps the outputs.
+//!
+//! Executing before commit (speculation) is what makes failover free of replay: whichever member the newest
+//! header names as master already has every output that is not yet released, and sends it.
+
+use super::Safeguards;
+use super::record_log::RecordLog;
+use crate::types::{Cursor, Endpoint, LocalId, Nanos, NodeId, Ordinal, Position, Slot, Term};
+use crate::wire::frame;
+use crate::wire::record::{Entry, Output};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// What a member runs its entries through: the application with the slot's calls.
+pub trait Machine {
+    /// Executes the entry at `position`, handing its outputs to `outputs` in order.
+    fn execute(&mut self, position: Position, entry: &Entry<'_>, outputs: &mut Kept<'_>);
+
+    /// When the next timer is due, in logical time; `Nanos::MAX`: none.
+    fn next_deadline(&self) -> Nanos;
+
+    /// Forgets everything: the slot starts from its first entry again.
+    fn reset(&mut self);
+}
+
+/// Takes the outputs of one entry and gives each its cursor.
+pub struct Kept<'a> {
+    log: &'a mut RecordLog,
+    cursor: Cursor,
+    digest: &'a mut u64,
+}
+
+impl Kept<'_> {
+    /// Keeps one output. `stamped`: see [`Output::stamped`].
+    pub fn push(&mut self, stamped: bool, local: LocalId, to: Endpoint, payload: &[u8]) {
+        let output = Output { cursor: self.cursor, stamped, local, to, payload };
+        let ordinal = self.log.push_with(|bytes| output.write(bytes));
+        if let Some(record) = self.log.get(ordinal) {
+            *self.digest = xxh3_64_with_seed(record, *self.digest);
+        }
+        self.cursor.index += 1;
+    }
+}
+
+/// Why a member did not take a frame.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// Its term is not the installed one (lower: an old owner; higher: its Start has not come yet).
+    Term,
+    /// A Start for another incarnation of this member.
+    Join,
+    /// A Start whose tail this member cannot continue from: it lacks entries.
+    Behind,
+    /// Entries that do not parse, or whose time goes back.
+    Malformed,
+}
+
+/// The member side of one slot.
+#[derive(Debug)]
+pub struct Member {
+    slot: Slot,
+    me: NodeId,
+    join: u32,
+    term: Term,
+    /// Held entries; `entries.next()` is the first position not held.
+    entries: RecordLog,
+    executed: Position,
+    last_time: Nanos,
+    /// Kept outputs by ordinal.
+    outputs: RecordLog,
+    master: NodeId,
+    master_seq: u32,
+    committed: Position,
+    /// As master: the first output not yet sent to the owner.
+    send_from: u64,
+    /// The owner asked for the outputs from this ordinal on, master or not.
+    asked_from: Option<u64>,
+    digest: u64,
+    digest_every: u64,
+    checkpoint: (Position, u64),
+    safeguards: Safeguards,
+}
+
+/// What the owner of a slot should now be told.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Reply {
+    /// The first missing position, to be asked for.
+    pub nak: Option<Position>,
+}
+
+impl Member {
+    /// A member that holds nothing yet. `digest_every`: positions between two digest checkpoints.
+    pub fn new(slot: Slot, me: NodeId, join: u32, digest_every: u64, safeguards: Safeguards) -> Member {
+        Member {
+            slot,
+            me,
+            join,
+            term: Term(0),
+            entries: RecordLog::new(1),
+            executed: Position(0),
+            last_time: Nanos::ZERO,
+            outputs: RecordLog::new(0),
+            master: NodeId(0),
+            master_seq: 0,
+            committed: Position(0),
+            send_from: 0,
+            asked_from: None,
+            digest: 0,
+            digest_every: digest_every.max(1),
+            checkpoint: (Position(0), 0),
+            safeguards,
+        }
+    }
+
+    /// The last position held.
+    pub fn held(&self) -> Position {
+        Position(self.entries.next() - 1)
+    }
+
+    /// The last position executed.
+    pub fn executed(&self) -> Position {
+        self.executed
+    }
+
+    /// The term installed.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The newest digest checkpoint: position and rolling digest.
+    pub fn checkpoint(&self) -> (Position, u64) {
+        self.checkpoint
+    }
+
+    /// The rolling digest up to the last executed position.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// Bytes and records retained: entries and kept outputs.
+    pub fn retained(&self) -> (usize, usize) {
+        (self.entries.size() + self.outputs.size(), self.entries.len() + self.outputs.len())
+    }
+
+    /// Whether this member is the slot's master, as far as it knows.
+    pub fn is_master(&self) -> bool {
+        self.master == self.me
+    }
+
+    /// Installs a term. A tail beyond what the new term kept was speculation that did not survive: its
+    /// state cannot be taken back entry by entry, so the member starts over (and must be brought back in).
+    pub fn on_start(&mut self, start: &frame::Start, machine: &mut impl Machine) -> Result<(), Refused> {
+        let term = Term(start.term.get());
+        if term <= self.term {
+            return if term == self.term { Ok(()) } else { Err(Refused::Term) };
+        }
+        if start.join.get() != self.join {
+            return Err(Refused::Join);
+        }
+        if start.tail.get() > self.held().0 {
+            return Err(Refused::Behind);
+        }
+        if start.tail.get() < self.held().0 {
+            machine.reset();
+            let (slot, me, join, every) = (self.slot, self.me, self.join, self.digest_every);
+            *self = Member::new(slot, me, join, every, self.safeguards);
+            if start.tail.get() > 0 {
+                return Err(Refused::Behind);
+            }
+        }
+        self.term = term;
+        self.master_seq = 0;
+        Ok(())
+    }
+
+    /// Takes a segment: the header first (the newest one says who is master, and what nobody needs any
+    /// more), then the entries that continue the log.
+    pub fn on_segment(
+        &mut self,
+        header: &frame::Segment,
+        entries: &[u8],
+        machine: &mut impl Machine,
+    ) -> Result<Reply, Refused> {
+        if Term(header.term.get()) != self.term || self.term == Term(0) {
+            return Err(Refused::Term);
+        }
+        self.on_header(header);
+        let first = header.first.get();
+        if self.safeguards.in_order && first > self.entries.next() {
+            let nak = self.safeguards.nak.then(|| self.held().next());
+            return Ok(Reply { nak });
+        }
+        self.on_entries(first, usize::from(header.count.get()), entries, machine)?;
+        if self.safeguards.in_order {
+            self.entries.release_to(header.stable.get().min(self.executed.0) + 1);
+        }
+        Ok(Reply::default())
+    }
+
+    fn on_header(&mut self, header: &frame::Segment) {
+        let released = header.released.get().min(self.outputs.next());
+        self.outputs.release_to(released);
+        self.committed = self.committed.max(Position(header.committed.get()));
+        if header.master_seq.get() > self.master_seq || self.master == NodeId(0) {
+            let was_master = self.is_master();
+            self.master_seq = header.master_seq.get();
+            self.master = NodeId(header.master.get());
+            if self.is_master() && !was_master {
+                self.send_from = self.outputs.first();
+            }
+        }
+    }
+
+    fn on_entries(
+        &mut self,
+        first: u64,
+        count: usize,
+        mut rest: &[u8],
+        machine: &mut impl Machine,
+    ) -> Result<(), Refused> {
+        for n in 0..count as u64 {
+            let (entry, own, after) = Entry::read(rest).ok_or(Refused::Malformed)?;
+            rest = after;
+            if self.safeguards.dedupe && first + n < self.entries.next() {
+                continue;
+            }
+            if entry.time < self.last_time {
+                return Err(Refused::Malformed);
+            }
+            self.execute(&entry, own, machine);
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, entry: &Entry<'_>, bytes: &[u8], machine: &mut impl Machine) {
+        let position = Position(self.entries.push(bytes));
+        self.last_time = entry.time;
+        self.digest = xxh3_64_with_seed(bytes, self.digest);
+        let cursor = Cursor { position, index: 0 };
+        let mut kept = Kept { log: &mut self.outputs, cursor, digest: &mut self.digest };
+        machine.execute(position, entry, &mut kept);
+        self.executed = position;
+        if position.0.is_multiple_of(self.digest_every) {
+            self.checkpoint = (position, self.digest);
+        }
+        if !self.safeguards.keep_outputs && !self.is_master() {
+            self.outputs.release_to(self.outputs.next());
+        }
+    }
+
+    /// The owner wants the outputs from `first` on, whoever is master.
+    pub fn on_emit(&mut self, emit: &frame::Emit) -> Result<(), Refused> {
+        if Term(emit.term.get()) != self.term || self.term == Term(0) {
+            return Err(Refused::Term);
+        }
+        let first = emit.first.get();
+        self.asked_from = Some(self.asked_from.map_or(first, |asked| asked.min(first)));
+        Ok(())
+    }
+
+    /// The kept outputs to be sent now: as master those not sent yet, and those the owner asked for.
+    /// Taking them marks them as sent.
+    pub fn take_outputs(&mut self) -> Option<(Ordinal, Ordinal)> {
+        let asked = self.asked_from.take();
+        let mine = self.is_master().then_some(self.send_from);
+        let from = match (asked, mine) {
+            (Some(a), Some(b)) => a.min(b),
+            (a, b) => a.or(b)?,
+        };
+        let (from, to) = (from.max(self.outputs.first()), self.outputs.next());
+        if self.is_master() {
+            self.send_from = to;
+        }
+        (from < to).then_some((Ordinal(from), Ordinal(to)))
+    }
+
+    /// The bytes of outputs from `from` on, at most `room` (but always at least one), up to `to`; and the
+    /// ordinal behind the last of them.
+    pub fn output_run(&self, from: Ordinal, to: Ordinal, room: usize) -> (&[u8], Ordinal) {
+        let end = self.outputs.fit(from.0, room).clamp(from.0 + 1, to.0);
+        (self.outputs.range(from.0, end), Ordinal(end))
+    }
+
+    /// The header for a run of outputs that starts at `first`.
+    pub fn outputs_header(&self, first: Ordinal) -> frame::Outputs {
+        frame::Outputs {
+            slot: self.slot.0.into(),
+            term: self.term.0.into(),
+            join: self.join.into(),
+            first: first.0.into(),
+        }
+    }
+
+    /// The ack for everything held and executed.
+    pub fn ack(&self, machine: &impl Machine) -> frame::Ack {
+        frame::Ack {
+            slot: self.slot.0.into(),
+            term: self.term.0.into(),
+            join: self.join.into(),
+            held: self.held().0.into(),
+            executed: self.executed.0.into(),
+            outputs: self.outputs.next().into(),
+            deadline: machine.next_deadline().0.into(),
+            digest_at: self.checkpoint.0.0.into(),
+            digest: self.checkpoint.1.into(),
+        }
+    }
+
+    /// The request for what is missing from `from` on.
+    pub fn nak(&self, from: Position) -> frame::Nak {
+        frame::Nak {
+            slot: self.slot.0.into(),
+            term: self.term.0.into(),
+            join: self.join.into(),
+            from: from.0.into(),
+        }
+    }
+}

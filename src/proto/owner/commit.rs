@@ -1,0 +1,131 @@
+//! Acks: what is committed, what is stable, what has been answered, and whether the members agree.
+
+use super::{Owner, Stale};
+use crate::types::{Boot, Nanos, NodeId, Position};
+use crate::wire::frame;
+
+impl Owner {
+    /// Takes the ack of the member of `node`. `boot` is the life that sent it.
+    pub fn on_ack(&mut self, now: Nanos, node: NodeId, boot: Boot, ack: &frame::Ack) -> Result<(), Stale> {
+        let index = self.current(node, boot, ack.term.get(), ack.join.get())?;
+        let (held, executed) = (Position(ack.held.get()), Position(ack.executed.get()));
+        if held > self.tail() || executed > held {
+            return Err(Stale::Ahead);
+        }
+        let follower = &mut self.followers[index];
+        follower.boot = Some(boot);
+        follower.started = true;
+        if held > follower.held {
+            follower.held = held;
+            follower.sent = follower.sent.max(held);
+            follower.retries = 0;
+            follower.sent_at = now;
+        }
+        if executed >= follower.executed {
+            follower.executed = executed;
+            follower.outputs = ack.outputs.get();
+        }
+        self.on_deadline(executed, Nanos(ack.deadline.get()));
+        self.update_committed(now);
+        self.update_answered(now);
+        let checkpoint = (Position(ack.digest_at.get()), ack.digest.get());
+        if checkpoint.0 > Position(0) && self.followers[index].digest_at(checkpoint.0).is_none() {
+            self.followers[index].remember(checkpoint);
+            self.compare_digests(checkpoint.0);
+        }
+        Ok(())
+    }
+
+    /// The deadline reported at the highest position is the slot's.
+    fn on_deadline(&mut self, executed: Position, deadline: Nanos) {
+        if executed < self.timer.0 {
+            return;
+        }
+        self.timer = (executed, deadline);
+        if self.tick.is_some_and(|tick| tick <= executed) {
+            self.tick = None;
+        }
+    }
+
+    pub(super) fn update_committed(&mut self, now: Nanos) {
+        let committed = self.acked_by_commit_set();
+        if committed > self.committed {
+            self.committed = committed;
+            self.schedule_tell(now);
+        }
+        let stable = self.followers.iter().filter(|f| f.counted).map(|f| f.held).min();
+        if let Some(stable) = stable.filter(|s| *s > self.stable) {
+            self.stable = stable;
+            self.log.release_to(stable.0 + 1);
+            self.schedule_tell(now);
+        }
+    }
+
+    /// The highest position that COMMIT members hold, spanning two hosts whenever the members do.
+    fn acked_by_commit_set(&self) -> Position {
+        let held = |from: Position| self.followers.iter().filter(move |f| f.counted && f.held >= from);
+        self.followers
+            .iter()
+            .filter(|f| f.counted)
+            .map(|f| f.held)
+            .filter(|p| self.is_commit_set(held(*p).map(|f| f.node)))
+            .max()
+            .unwrap_or(Position(0))
+    }
+
+    /// Whether `nodes` are enough members on enough hosts.
+    pub(super) fn is_commit_set(&self, nodes: impl Iterator<Item = NodeId> + Clone) -> bool {
+        let host = |node: NodeId| self.followers.iter().find(|f| f.node == node).map(|f| f.host);
+        let first = self.followers[0].host;
+        let members_span = self.followers.iter().any(|f| f.host != first);
+        let mut hosts = nodes.clone().map(host);
+        let one = hosts.next();
+        let span = !members_span || hosts.any(|h| Some(h) != one);
+        span && nodes.count() >= self.config.commit
+    }
+
+    /// A member that executed up to p with n outputs proves everything up to p answered once n were taken.
+    pub(super) fn update_answered(&mut self, now: Nanos) {
+        let taken = self.outputs.next();
+        let answered = self.followers.iter().filter(|f| f.counted && f.outputs <= taken).map(|f| f.executed);
+        if let Some(answered) = answered.max().filter(|a| *a > self.answered) {
+            self.answered = answered;
+            self.waiting_since = now;
+            self.hedges = 0;
+        }
+    }
+
+    /// Compares what the members say of one checkpoint. The majority is right; with none, once all have
+    /// spoken, the master is.
+    fn compare_digests(&mut self, position: Position) {
+        let said = |owner: &Owner| -> Vec<(usize, u64)> {
+            let counted = owner.followers.iter().enumerate().filter(|(_, f)| f.counted);
+            counted.filter_map(|(i, f)| f.digest_at(position).map(|d| (i, d))).collect()
+        };
+        let reports = said(self);
+        if reports.iter().all(|(_, d)| *d == reports[0].1) {
+            return;
+        }
+        self.divergences += 1;
+        let members = self.followers.iter().filter(|f| f.counted).count();
+        let votes = |digest: u64| reports.iter().filter(|(_, d)| *d == digest).count();
+        let majority = reports.iter().map(|(_, d)| *d).find(|d| votes(*d) * 2 > members);
+        let masters = self.followers[self.master].digest_at(position).filter(|_| reports.len() == members);
+        let Some(right) = majority.or(masters) else { return };
+        for (index, digest) in reports {
+            if digest != right {
+                self.discount(index);
+            }
+        }
+        if !self.followers[self.master].eligible() {
+            self.choose_master();
+        }
+    }
+
+    /// How many members count, and hold everything there is.
+    pub fn whole(&self) -> (usize, usize) {
+        let tail = self.tail();
+        let counted = self.followers.iter().filter(|f| f.counted);
+        (counted.clone().count(), counted.filter(|f| f.held == tail).count())
+    }
+}

@@ -1,0 +1,192 @@
+//! What a slot's owner knows of one member, and the frames it writes for it.
+
+use super::Owner;
+use crate::proto::map::MapMember;
+use crate::types::{Boot, HostId, Nanos, NodeId, Position};
+use crate::wire::frame::{self, FRAME_HEADER_LEN, Frame};
+
+/// How many digest checkpoints of a member are remembered for comparison with slower members.
+const CHECKPOINTS: usize = 4;
+
+/// One member of the slot, seen from its owner.
+#[derive(Debug)]
+pub struct Follower {
+    /// The member's node.
+    pub node: NodeId,
+    /// Its host.
+    pub host: HostId,
+    /// The number of the link it is reached by.
+    pub lane: usize,
+    /// Its join version.
+    pub join: u32,
+    /// Its life, known from its first ack in this term on.
+    pub boot: Option<Boot>,
+    /// Counts for commit and stable. A member that lost its memory, fell out of the window or diverged does
+    /// not, until it has been brought back in.
+    pub counted: bool,
+    /// Not suspected. Only trusted members become master, and only they are sent anything.
+    pub trusted: bool,
+    /// It has installed the term.
+    pub started: bool,
+    /// Entries up to here have been sent to it.
+    pub sent: Position,
+    /// Entries up to here are held by it.
+    pub held: Position,
+    /// Entries up to here are executed by it.
+    pub executed: Position,
+    /// How many outputs it had produced by then.
+    pub outputs: u64,
+    /// When the oldest entry that it has not acked was sent, or re-sent.
+    pub(super) sent_at: Nanos,
+    /// How many times in a row its acks have been missed.
+    pub(super) retries: u8,
+    /// Its last entry is to be sent again.
+    pub(super) probe: bool,
+    /// It is to get a header (which asks for an ack) even if there is no entry for it.
+    pub(super) tell: bool,
+    /// It is to be asked for outputs.
+    pub(super) emit: bool,
+    pub(super) asked_at: Nanos,
+    pub(super) nak_at: Nanos,
+    /// `released` and `stable` as last told.
+    pub(super) told: (u64, Position),
+    /// The newest digest checkpoints, by position modulo their number.
+    pub(super) checkpoints: [(Position, u64); CHECKPOINTS],
+    pub(super) next_checkpoint: usize,
+    /// It waits in its link's queue.
+    pub queued: bool,
+}
+
+impl Follower {
+    pub(super) fn new(member: &MapMember, lane: usize) -> Follower {
+        Follower {
+            node: member.node,
+            host: member.host,
+            lane,
+            join: member.join,
+            boot: None,
+            counted: true,
+            trusted: false,
+            started: false,
+            sent: Position(0),
+            held: Position(0),
+            executed: Position(0),
+            outputs: 0,
+            sent_at: Nanos::ZERO,
+            retries: 0,
+            probe: false,
+            tell: false,
+            emit: false,
+            asked_at: Nanos::ZERO,
+            nak_at: Nanos::ZERO,
+            told: (0, Position(0)),
+            checkpoints: [(Position(0), 0); CHECKPOINTS],
+            next_checkpoint: 0,
+            queued: false,
+        }
+    }
+
+    /// Whether it may be master: its state is whole and it is not suspected.
+    pub fn eligible(&self) -> bool {
+        self.trusted && self.counted
+    }
+
+    /// Whether there is anything to write for it, given the log's tail.
+    pub fn wants(&self, tail: Position) -> bool {
+        self.eligible() && (self.sent < tail || self.probe || self.tell || self.emit)
+    }
+
+    pub(super) fn remember(&mut self, checkpoint: (Position, u64)) {
+        self.checkpoints[self.next_checkpoint] = checkpoint;
+        self.next_checkpoint = (self.next_checkpoint + 1) % CHECKPOINTS;
+    }
+
+    pub(super) fn digest_at(&self, position: Position) -> Option<u64> {
+        self.checkpoints.iter().find(|(p, _)| *p == position).map(|(_, digest)| *digest)
+    }
+}
+
+/// Where frames are written: datagrams of bounded length.
+pub trait FrameSink {
+    /// Bytes left in the datagram being filled.
+    fn room(&self) -> usize;
+    /// Begins a new datagram.
+    fn next_datagram(&mut self);
+    /// Appends a frame; begins a new datagram first if it does not fit. A frame longer than a whole
+    /// datagram gets one of its own.
+    fn frame(&mut self, frame: &Frame<'_>);
+}
+
+impl Owner {
+    /// Writes what the follower `index` is to get: Start until it has installed the term, a request for
+    /// outputs, and the entries it has not been sent (or at least a header).
+    pub fn write(&mut self, index: usize, now: Nanos, sink: &mut impl FrameSink) {
+        let tail = self.tail();
+        if !self.followers[index].started {
+            sink.frame(&Frame::Start(&self.start(index)));
+        }
+        let follower = &mut self.followers[index];
+        if std::mem::take(&mut follower.emit) {
+            let first = self.outputs.next().into();
+            let emit = frame::Emit { slot: self.slot.0.into(), term: self.term.0.into(), first };
+            sink.frame(&Frame::Emit(&emit));
+        }
+        if std::mem::take(&mut follower.probe) && follower.sent == tail && follower.held < tail {
+            follower.sent = tail.prev().max(follower.held);
+        }
+        if follower.held >= follower.sent {
+            follower.sent_at = now;
+        }
+        let header_wanted = std::mem::take(&mut follower.tell);
+        if follower.sent < tail {
+            self.write_entries(index, sink);
+        } else if header_wanted {
+            sink.frame(&Frame::Segment(&self.header(tail.next(), 0), &[]));
+        }
+        let stable = self.stable;
+        self.followers[index].told = (self.released, stable);
+    }
+
+    fn write_entries(&mut self, index: usize, sink: &mut impl FrameSink) {
+        const OVERHEAD: usize = FRAME_HEADER_LEN + size_of::<frame::Segment>();
+        let mut from = self.followers[index].sent.next().0;
+        let to = self.log.next();
+        while from < to {
+            let fits = |sink: &dyn Fn() -> usize| self.log.fit(from, sink().saturating_sub(OVERHEAD));
+            let mut end = fits(&|| sink.room());
+            if end == from {
+                sink.next_datagram();
+                end = fits(&|| sink.room()).max(from + 1);
+            }
+            let end = end.min(from + u64::from(u16::MAX));
+            let header = self.header(Position(from), (end - from) as u16);
+            sink.frame(&Frame::Segment(&header, self.log.range(from, end)));
+            from = end;
+        }
+        self.followers[index].sent = self.tail();
+    }
+
+    fn header(&self, first: Position, count: u16) -> frame::Segment {
+        frame::Segment {
+            slot: self.slot.0.into(),
+            master: self.master().0.into(),
+            count: count.into(),
+            term: self.term.0.into(),
+            master_seq: self.master_seq.into(),
+            first: first.0.into(),
+            committed: self.committed.0.into(),
+            released: self.released.into(),
+            stable: self.stable.0.into(),
+        }
+    }
+
+    /// `Start` for a follower that has not installed the term: the log it is to have is empty.
+    fn start(&self, index: usize) -> frame::Start {
+        frame::Start {
+            slot: self.slot.0.into(),
+            term: self.term.0.into(),
+            join: self.followers[index].join.into(),
+            tail: 0u64.into(),
+        }
+    }
+}

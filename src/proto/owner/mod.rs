@@ -1,0 +1,306 @@
+//! The owner side of one slot's log: gives entries their positions, fans them out, counts acks, and
+//! releases each output once, in order, when its entry is committed.
+//!
+//! - this file: the log itself, appending, taking outputs and releasing them;
+//! - [`follower`]: what the owner knows of one member, and what it writes for it;
+//! - [`commit`]: acks, the commit rule, and the comparison of digests;
+//! - [`repair`]: everything driven by time or suspicion: probes, hedges, the choice of the master.
+
+pub mod commit;
+pub mod follower;
+pub mod repair;
+
+use super::Safeguards;
+use super::map::MapMember;
+use super::record_log::RecordLog;
+use crate::types::{Boot, Cursor, Endpoint, LocalId, Nanos, NodeId, Ordinal, Position, Slot, Term};
+use crate::wire::frame;
+use crate::wire::record::{Entry, EntryKind, Output};
+use follower::Follower;
+
+/// What a slot's owner does the same for every slot.
+#[derive(Copy, Clone, Debug)]
+pub struct OwnerConfig {
+    /// How many members must ack an entry.
+    pub commit: usize,
+    /// Most entries that may wait for their outputs, and most that are kept for a slow member.
+    pub window: u64,
+    /// After how much quiet the members are told what has been released and is stable.
+    pub tell_after: Nanos,
+    /// The rules that make the log safe.
+    pub safeguards: Safeguards,
+}
+
+/// Why an entry was not appended.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// As many entries wait for their outputs as the window allows.
+    WindowFull,
+}
+
+/// Why a member's frame was not taken.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Stale {
+    /// Of another term.
+    Term,
+    /// Of another incarnation, or of a node that is no member.
+    Incarnation,
+    /// It claims what the owner never sent.
+    Ahead,
+    /// It does not parse.
+    Malformed,
+}
+
+/// What taking a run of outputs came to.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Taken {
+    /// Outputs taken for the first time.
+    pub new: u32,
+    /// Outputs that had been taken before.
+    pub repeated: u32,
+}
+
+/// The owner side of one slot.
+#[derive(Debug)]
+pub struct Owner {
+    slot: Slot,
+    term: Term,
+    config: OwnerConfig,
+    /// Entries kept until every member holds them; `log.next()` is the position the next one gets.
+    log: RecordLog,
+    last_time: Nanos,
+    followers: Vec<Follower>,
+    /// Index into `followers`.
+    master: usize,
+    master_seq: u32,
+    committed: Position,
+    stable: Position,
+    /// Outputs taken from members and not yet handed to the outbox.
+    outputs: RecordLog,
+    last_cursor: Option<Cursor>,
+    /// Outputs on the wire.
+    released: u64,
+    /// Every output up to here has been taken.
+    answered: Position,
+    /// When the oldest entry that waits for its outputs began to wait, or progress was last seen.
+    waiting_since: Nanos,
+    /// How often the owner has asked for late outputs since.
+    hedges: u8,
+    /// The next timer deadline (logical time) and the position that reported it.
+    timer: (Position, Nanos),
+    /// The position of a tick that has not been executed yet.
+    tick: Option<Position>,
+    /// When the members are to be told of progress, if no entry does so first.
+    tell_at: Nanos,
+    divergences: u64,
+}
+
+impl Owner {
+    /// The owner of a slot that has no entries yet. `members`: the one that should be master first;
+    /// `lane` gives each member's node the number of the link it is reached by.
+    pub fn new(
+        slot: Slot,
+        term: Term,
+        config: OwnerConfig,
+        members: &[MapMember],
+        lane: impl Fn(NodeId) -> usize,
+    ) -> Owner {
+        assert!(!members.is_empty(), "slot {} has no members", slot.0);
+        Owner {
+            slot,
+            term,
+            config,
+            log: RecordLog::new(1),
+            last_time: Nanos::ZERO,
+            followers: members.iter().map(|m| Follower::new(m, lane(m.node))).collect(),
+            master: 0,
+            master_seq: 1,
+            committed: Position(0),
+            stable: Position(0),
+            outputs: RecordLog::new(0),
+            last_cursor: None,
+            released: 0,
+            answered: Position(0),
+            waiting_since: Nanos::ZERO,
+            hedges: 0,
+            timer: (Position(0), Nanos::MAX),
+            tick: None,
+            tell_at: Nanos::MAX,
+            divergences: 0,
+        }
+    }
+
+    /// The last position given out.
+    pub fn tail(&self) -> Position {
+        Position(self.log.next() - 1)
+    }
+
+    /// Entries up to here are acked by a commit set.
+    pub fn committed(&self) -> Position {
+        self.committed
+    }
+
+    /// Every output of the entries up to here has been taken.
+    pub fn answered(&self) -> Position {
+        self.answered
+    }
+
+    /// How many outputs are on the wire.
+    pub fn released(&self) -> Ordinal {
+        Ordinal(self.released)
+    }
+
+    /// Entries up to here are held by every member.
+    pub fn stable(&self) -> Position {
+        self.stable
+    }
+
+    /// The member whose outputs go out.
+    pub fn master(&self) -> NodeId {
+        self.followers[self.master].node
+    }
+
+    /// The members.
+    pub fn followers(&self) -> &[Follower] {
+        &self.followers
+    }
+
+    /// How often two members' digests differed.
+    pub fn divergences(&self) -> u64 {
+        self.divergences
+    }
+
+    /// Bytes and records retained: entries and outputs not yet handed over.
+    pub fn retained(&self) -> (usize, usize) {
+        (self.log.size() + self.outputs.size(), self.log.len() + self.outputs.len())
+    }
+
+    /// Appends a packet stamped `time` (or the last entry's time, if that is later).
+    pub fn append(&mut self, now: Nanos, entry: Entry<'_>) -> Result<Position, Refusal> {
+        if self.tail().0 - self.answered.0 >= self.config.window {
+            return Err(Refusal::WindowFull);
+        }
+        if self.log.len() as u64 >= self.config.window && !self.demote_slowest() {
+            return Err(Refusal::WindowFull);
+        }
+        if self.answered == self.tail() {
+            self.waiting_since = now;
+            self.hedges = 0;
+        }
+        let time = entry.time.max(self.last_time);
+        self.last_time = time;
+        let position = Position(self.log.push_with(|bytes| Entry { time, ..entry }.write(bytes)));
+        if entry.kind == EntryKind::Tick {
+            self.tick = Some(position);
+        }
+        Ok(position)
+    }
+
+    /// When the slot's next tick is due, in logical time; `Nanos::MAX`: no timer, or one is in flight.
+    pub fn tick_due(&self) -> Nanos {
+        if self.tick.is_some() { Nanos::MAX } else { self.timer.1 }
+    }
+
+    /// Takes a run of outputs from the member of `node`: those that come next, each once.
+    pub fn on_outputs(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        boot: Boot,
+        header: &frame::Outputs,
+        mut rest: &[u8],
+    ) -> Result<Taken, Stale> {
+        let from = self.current(node, boot, header.term.get(), header.join.get())?;
+        let mut taken = Taken::default();
+        let mut ordinal = header.first.get();
+        if ordinal > self.outputs.next() {
+            self.ask_for_outputs(from, now);
+            return Ok(taken);
+        }
+        while !rest.is_empty() {
+            let (output, record, after) = Output::read(rest).ok_or(Stale::Malformed)?;
+            rest = after;
+            if ordinal < self.outputs.next() && self.config.safeguards.dedupe {
+                taken.repeated += 1;
+            } else {
+                self.take(output, record, node)?;
+                taken.new += 1;
+            }
+            ordinal += 1;
+        }
+        if taken.new > 0 {
+            self.waiting_since = now;
+            self.hedges = 0;
+            self.update_answered(now);
+        }
+        Ok(taken)
+    }
+
+    fn take(&mut self, output: Output<'_>, record: &[u8], from: NodeId) -> Result<(), Stale> {
+        if output.cursor.position > self.tail() {
+            return Err(Stale::Ahead);
+        }
+        if self.config.safeguards.dedupe && self.last_cursor.is_some_and(|last| output.cursor <= last) {
+            return Err(Stale::Malformed);
+        }
+        self.last_cursor = Some(output.cursor);
+        self.outputs.push_with(|bytes| {
+            bytes.extend_from_slice(record);
+            if output.stamped && output.payload.len() >= 2 {
+                let end = bytes.len();
+                bytes[end - 2..].copy_from_slice(&from.0.to_be_bytes());
+            }
+        });
+        Ok(())
+    }
+
+    /// Hands every output that may leave to `send`, in order, each once; returns how many. They count as
+    /// released when [`Owner::on_sent`] says that the kernel took them.
+    pub fn release(&mut self, mut send: impl FnMut(LocalId, Endpoint, &[u8])) -> usize {
+        let mut handed = 0;
+        while let Some(record) = self.outputs.get(self.outputs.first()) {
+            let Some((output, _, _)) = Output::read(record) else {
+                unreachable!("slot {}: an output that was taken parses", self.slot.0)
+            };
+            if self.config.safeguards.commit_wait && output.cursor.position > self.committed {
+                break;
+            }
+            send(output.local, output.to, output.payload);
+            handed += 1;
+            self.outputs.release_to(self.outputs.first() + 1);
+        }
+        handed
+    }
+
+    /// The kernel took `count` more of the outputs handed over.
+    pub fn on_sent(&mut self, now: Nanos, count: u64) {
+        self.released += count;
+        assert!(
+            self.released <= self.outputs.first(),
+            "slot {}: {} outputs on the wire, {} handed over",
+            self.slot.0,
+            self.released,
+            self.outputs.first()
+        );
+        self.schedule_tell(now);
+    }
+
+    fn schedule_tell(&mut self, now: Nanos) {
+        if self.tell_at == Nanos::MAX {
+            self.tell_at = now + self.config.tell_after;
+        }
+    }
+
+    /// The follower that is `node` in exactly this life and join; `Stale` if there is none.
+    fn current(&self, node: NodeId, boot: Boot, term: u32, join: u32) -> Result<usize, Stale> {
+        let index = self.followers.iter().position(|f| f.node == node).ok_or(Stale::Incarnation)?;
+        let follower = &self.followers[index];
+        if follower.join != join || follower.boot.is_some_and(|b| b != boot) || !follower.counted {
+            return Err(Stale::Incarnation);
+        }
+        if Term(term) != self.term {
+            return Err(Stale::Term);
+        }
+        Ok(index)
+    }
+}

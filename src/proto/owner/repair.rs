@@ -1,0 +1,209 @@
+//! What a slot's owner does when something is late, missing or suspected.
+//!
+//! Three things can be late. An ack: the last entry is sent again, and a member that lacks more says so
+//! (Nak). An output: the next trusted member is asked for its kept ones (hedge), long before anybody is
+//! declared dead. A node: the next header names another master, which is all a change of master takes.
+
+use super::Owner;
+use crate::proto::rtt::Rtt;
+use crate::types::{Boot, Nanos, NodeId, Position};
+use crate::wire::frame;
+
+use super::Stale;
+
+/// Hedges and probes back off by doubling up to this many times.
+const MOST_DOUBLINGS: u8 = 6;
+
+impl Owner {
+    /// A member misses entries from `nak.from` on: they are sent again.
+    pub fn on_nak(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        boot: Boot,
+        nak: &frame::Nak,
+        rtt: &Rtt,
+    ) -> Result<(), Stale> {
+        let index = self.current(node, boot, nak.term.get(), nak.join.get())?;
+        let from = Position(nak.from.get());
+        let kept = self.log.first();
+        if from > self.tail().next() || from.0 < kept {
+            return Err(Stale::Ahead);
+        }
+        let follower = &mut self.followers[index];
+        let just_done = follower.nak_at + Nanos(rtt.smoothed().0 / 2) > now && from > follower.sent;
+        if from > follower.held && from <= follower.sent && !just_done {
+            follower.sent = from.prev();
+            follower.nak_at = now;
+        }
+        Ok(())
+    }
+
+    /// When [`Owner::on_timeout`] wants to be called, in monotonic time.
+    pub fn next_timeout(&self, rtts: &[Rtt], hedge_after: Nanos) -> Nanos {
+        let probes = self.followers.iter().filter(|f| f.eligible() && f.held < f.sent);
+        let probe = probes.map(|f| f.sent_at + rtts[f.lane].backed_off(f.retries)).min();
+        let waits = self.answered < self.tail();
+        let hedge = if waits { self.hedge_at(hedge_after) } else { Nanos::MAX };
+        probe.unwrap_or(Nanos::MAX).min(hedge).min(self.tell_at)
+    }
+
+    fn hedge_at(&self, hedge_after: Nanos) -> Nanos {
+        self.waiting_since + Nanos(hedge_after.0 << self.hedges.min(MOST_DOUBLINGS))
+    }
+
+    /// Does what is due; returns how many hedges and probes that was.
+    pub fn on_timeout(&mut self, now: Nanos, rtts: &[Rtt], hedge_after: Nanos) -> (u32, u32) {
+        let tail = self.tail();
+        let mut probes = 0;
+        for follower in self.followers.iter_mut().filter(|f| f.eligible() && f.held < f.sent) {
+            if follower.sent_at + rtts[follower.lane].backed_off(follower.retries) <= now {
+                follower.probe = true;
+                follower.sent_at = now;
+                follower.retries = (follower.retries + 1).min(MOST_DOUBLINGS);
+                probes += 1;
+            }
+        }
+        let mut hedges = 0;
+        if self.answered < tail && self.hedge_at(hedge_after) <= now {
+            self.hedge(now);
+            hedges += 1;
+        }
+        if self.tell_at <= now {
+            self.tell_at = Nanos::MAX;
+            let state = (self.released, self.stable);
+            self.followers.iter_mut().for_each(|f| f.tell |= f.told != state);
+        }
+        (hedges, probes)
+    }
+
+    /// The outputs of an entry are late: whoever has not acked is asked to, and the next member after the
+    /// master (then the one after it, and so on) is asked for its kept outputs.
+    fn hedge(&mut self, now: Nanos) {
+        let tail = self.tail();
+        if self.committed < tail {
+            self.followers.iter_mut().filter(|f| f.held < tail).for_each(|f| f.tell = true);
+        }
+        let count = self.followers.len();
+        let turn = self.master + 1 + usize::from(self.hedges);
+        let next = (0..count).map(|n| (turn + n) % count).find(|i| self.followers[*i].eligible());
+        if let Some(index) = next {
+            self.followers[index].emit = true;
+            self.followers[index].asked_at = now;
+        }
+        self.hedges = self.hedges.saturating_add(1);
+    }
+
+    /// A member sent outputs that do not follow the last one taken: it is asked for those between.
+    pub(super) fn ask_for_outputs(&mut self, index: usize, now: Nanos) {
+        let follower = &mut self.followers[index];
+        if follower.asked_at + Nanos::from_micros(100) <= now {
+            follower.emit = true;
+            follower.asked_at = now;
+        }
+    }
+
+    /// Marks the member of `node` as trusted or suspected. A suspected master is replaced at once; a member
+    /// that is trusted again gets what it has not acked.
+    pub fn on_trust(&mut self, node: NodeId, trusted: bool) {
+        let Some(index) = self.followers.iter().position(|f| f.node == node) else { return };
+        let follower = &mut self.followers[index];
+        if follower.trusted == trusted {
+            return;
+        }
+        follower.trusted = trusted;
+        follower.retries = 0;
+        if trusted {
+            follower.sent = follower.held;
+            follower.tell |= follower.told != (self.released, self.stable);
+        }
+        if !self.followers[self.master].eligible() {
+            self.choose_master();
+        } else if !trusted && self.committed < self.tail() {
+            self.followers.iter_mut().for_each(|f| f.tell = true);
+        }
+    }
+
+    /// A node lives a new life: what its old one held is gone, so it counts for nothing until it has been
+    /// brought back in. Before the first entry there is nothing to have lost.
+    pub fn on_new_life(&mut self, node: NodeId, boot: Boot) {
+        let Some(index) = self.followers.iter().position(|f| f.node == node) else { return };
+        let follower = &mut self.followers[index];
+        match follower.boot {
+            Some(known) if known == boot => {}
+            None if follower.held == Position(0) => {
+                follower.sent = Position(0);
+            }
+            Some(_) if self.log.next() == 1 => {
+                follower.boot = None;
+                follower.started = false;
+            }
+            _ => self.discount(index),
+        }
+        if !self.followers[self.master].eligible() {
+            self.choose_master();
+        }
+    }
+
+    /// The member no longer counts.
+    pub(super) fn discount(&mut self, index: usize) {
+        self.followers[index].counted = false;
+        let counted = self.followers.iter().filter(|f| f.counted).map(|f| f.held).min();
+        if let Some(stable) = counted.filter(|s| *s > self.stable) {
+            self.stable = stable;
+            self.log.release_to(stable.0 + 1);
+        }
+    }
+
+    /// Gives up waiting for the member that holds least, so that its entries need not be kept; not if
+    /// the others could not commit without it. Returns whether anybody was given up.
+    pub fn demote_slowest(&mut self) -> bool {
+        let counted = || self.followers.iter().enumerate().filter(|(_, f)| f.counted);
+        let Some((index, slowest)) = counted().min_by_key(|(_, f)| (f.held, f.trusted)) else { return false };
+        if slowest.held == self.tail() {
+            return false;
+        }
+        if !self.is_commit_set(counted().filter(|(i, _)| *i != index).map(|(_, f)| f.node)) {
+            return false;
+        }
+        self.discount(index);
+        if self.master == index {
+            self.choose_master();
+        }
+        true
+    }
+
+    /// Names the next eligible member after the current master, preferring those that hold most, and asks
+    /// everybody to listen. Without an eligible member the master stays.
+    pub(super) fn choose_master(&mut self) {
+        let count = self.followers.len();
+        let ring = (1..=count).map(|n| (self.master + n) % count);
+        let eligible = ring.filter(|i| self.followers[*i].eligible());
+        let best = eligible.map(|i| (self.followers[i].held, i)).reduce(|a, b| if b.0 > a.0 { b } else { a });
+        if let Some((_, index)) = best {
+            self.name_master(index);
+        }
+    }
+
+    /// Gives the mastership back to the member that should have it, once that one has caught up.
+    /// Returns whether the master changed.
+    pub fn restore_master(&mut self) -> bool {
+        let home = &self.followers[0];
+        if self.master == 0 || !home.eligible() || !home.started || home.held < self.committed {
+            return false;
+        }
+        self.name_master(0);
+        true
+    }
+
+    fn name_master(&mut self, index: usize) {
+        if self.master == index {
+            return;
+        }
+        self.master = index;
+        self.master_seq += 1;
+        if self.answered < self.tail() {
+            self.followers.iter_mut().for_each(|f| f.tell = true);
+        }
+    }
+}
