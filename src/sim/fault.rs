@@ -1,8 +1,9 @@
 //! What a world is and what goes wrong in it, all drawn from its seed before it starts.
 
+use crate::proto::map::{ClusterMap, MapNode};
 use crate::sim::net::{LinkBase, LinkEffect, LinkFault};
 use crate::sim::rng::Rng;
-use crate::types::{Nanos, NodeId, NodeSet};
+use crate::types::{HostId, Nanos, NodeId, NodeSet, Slot};
 
 /// The node that holds the service address. It never crashes here: owners die in a later chapter.
 pub const OWNER: NodeId = NodeId(1);
@@ -19,8 +20,8 @@ pub struct Layout {
     pub shards: u16,
     /// Members of each slot, the first in line for mastership first.
     pub members: Vec<Vec<NodeId>>,
-    /// How many members make a commit set.
-    pub commit: usize,
+    /// The same as the core's map.
+    pub map: ClusterMap,
 }
 
 impl Layout {
@@ -32,23 +33,22 @@ impl Layout {
             1 => (0..nodes).map(|n| if n < 2 { n as u16 } else { rng.range(0, 1) as u16 }).collect(),
             _ => (0..nodes).map(|n| if n < 2 { n as u16 } else { rng.range(0, nodes - 1) as u16 }).collect(),
         };
-        let copies = rng.pick(&[1, 2, 2, 3, 3, 3, 3, 3]);
-        let slots = rng.range(1, 8) as usize;
-        let mut layout =
-            Layout { hosts, shards: rng.range(1, 2) as u16, members: Vec::new(), commit: copies / 2 + 1 };
-        for _ in 0..slots {
-            let mut order: Vec<NodeId> = (1..=nodes as u16).map(NodeId).collect();
-            rng.shuffle(&mut order);
-            let mut members: Vec<NodeId> = order[..copies].to_vec();
-            if copies > 1 && layout.spans(&members) < 2 {
-                // Two hosts exist: the last member stands on the other one.
-                let home = layout.host(members[0]);
-                members.pop();
-                members.extend(order.iter().find(|n| layout.host(**n) != home));
-            }
-            layout.members.push(members);
-        }
-        layout
+        let copies = rng.pick(&[1, 2, 2, 3, 3, 3, 3, 3, 5]);
+        let (slots, shards) = (rng.range(1, 8) as u16, rng.range(1, 2) as u16);
+        Layout::new(hosts, slots, shards, copies)
+    }
+
+    /// The layout in which the core's map puts `copies` members of each slot on nodes that stand on `hosts`.
+    pub fn new(hosts: Vec<u16>, slots: u16, shards: u16, copies: usize) -> Layout {
+        let node = |(at, host): (usize, &u16)| MapNode { id: NodeId(at as u16 + 1), host: HostId(*host) };
+        let nodes = hosts.iter().enumerate().map(node).collect();
+        let map = match ClusterMap::fixed(slots, nodes, OWNER, 2, copies, 0) {
+            Ok(map) => map,
+            Err(error) => unreachable!("a layout the map refuses: {error}"),
+        };
+        let members =
+            (0..slots).map(|slot| map.members(Slot(slot), shards).iter().map(|m| m.node).collect()).collect();
+        Layout { hosts, shards, members, map }
     }
 
     /// The number of nodes.
@@ -82,7 +82,7 @@ impl Layout {
     /// Whether `nodes`, members of `slot`, are a commit set: enough, and on two hosts if the members are.
     pub fn commits(&self, slot: u16, nodes: &[NodeId]) -> bool {
         let members = &self.members[usize::from(slot)];
-        nodes.len() >= self.commit && self.spans(nodes) >= self.spans(members).min(2).min(self.commit)
+        nodes.len() >= self.map.commit && self.spans(nodes) >= self.spans(members).min(2)
     }
 }
 
