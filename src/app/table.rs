@@ -32,9 +32,7 @@ use crate::types::{CallKey, Endpoint, LocalId, Nanos, Position, Slot};
 /// and counted.
 pub const MAX_OUTPUTS_PER_ENTRY: u32 = u16::MAX as u32;
 
-/// The longest output in bytes: the payload of the largest IPv4 UDP datagram (RFC 768, RFC 791: 65,535 minus
-/// 20 and 8 bytes of headers). Longer ones are dropped and counted.
-pub const MAX_OUTPUT: usize = 65_507;
+pub use crate::wire::record::MAX_OUTPUT;
 
 /// A call's last activity is remembered in units of 2^30 ns (1.07 s) since 1970: 32 bits last until 2116.
 const ACTIVE_UNIT: u32 = 30;

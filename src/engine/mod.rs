@@ -6,16 +6,28 @@
 //!
 //! 1. reads the clocks once ([`Now`]);
 //! 2. hands over everything that arrived: [`Shard::on_peer`] for the opened plaintext of datagrams of
-//!    other nodes, [`Shard::on_client`] for client datagrams, [`Shard::on_suspects`] when the control's
-//!    set changed, and [`Shard::on_timeout`] when [`Shard::next_timeout`] has passed;
+//!    other nodes, [`Shard::on_client`] for client datagrams, [`Shard::on_join`] and [`Shard::on_suspects`]
+//!    when the control's view changed, and [`Shard::on_timeout`] when [`Shard::next_timeout`] has passed;
 //! 3. calls [`Shard::flush`] once, which writes everything to be sent into the [`Outbox`];
-//! 4. sends, and then calls [`Shard::on_sent`] once for the client datagrams the kernel took
+//! 4. sends, and then calls [`Shard::on_sent`] with the number of client datagrams the kernel took
 //!    (`released` is advertised only after that);
 //! 5. sleeps until something arrives or `next_timeout`.
 //!
 //! No method blocks, reads a clock, or calls back into the driver other than through the outbox.
 
-use crate::types::{Endpoint, LocalId, NodeId, Slot};
+mod flush;
+mod lane;
+mod machine;
+pub mod shard;
+pub mod stats;
+#[cfg(test)]
+mod tests;
+
+pub use flush::SlotDigest;
+pub use shard::{Shard, ShardConfig};
+pub use stats::{DropReason, ShardStats};
+
+use crate::types::{Endpoint, LocalId, NodeId, NodeSet, Slot};
 
 /// Where a shard puts what is to be sent. Implemented by the drivers.
 pub trait Outbox {
@@ -25,7 +37,7 @@ pub trait Outbox {
     fn peer(&mut self, to: NodeId, plaintext: &[u8]);
 
     /// One datagram (plaintext frames) for every node of `to`, for drivers that multicast.
-    fn multicast(&mut self, to: crate::types::NodeSet, plaintext: &[u8]);
+    fn multicast(&mut self, to: NodeSet, plaintext: &[u8]);
 
     /// One reply for a client, to leave from the service endpoint `local`.
     fn client(&mut self, slot: Slot, local: LocalId, to: Endpoint, bytes: &[u8]);

@@ -95,11 +95,12 @@ impl ClusterMap {
         let turn = usize::from(slot.0 / shards.max(1)) % count;
         let ring = (0..count).map(|n| &self.nodes[(turn + n) % count]);
         let mut picked: Vec<&MapNode> = ring.clone().take(self.replicas).collect();
-        if self.replicas > 1 && picked.iter().all(|n| n.host == picked[0].host) {
-            if let Some(other) = ring.clone().find(|n| n.host != picked[0].host) {
-                picked.pop();
-                picked.push(other);
-            }
+        let other = ring.clone().find(|n| n.host != picked[0].host);
+        if let Some(other) =
+            other.filter(|_| self.replicas > 1 && picked.iter().all(|n| n.host == picked[0].host))
+        {
+            picked.pop();
+            picked.push(other);
         }
         picked.iter().map(|n| MapMember { node: n.id, host: n.host, join: 1 }).collect()
     }

@@ -15,9 +15,6 @@ pub trait Machine {
     /// Executes the entry at `position`, handing its outputs to `outputs` in order.
     fn execute(&mut self, position: Position, entry: &Entry<'_>, outputs: &mut Kept<'_>);
 
-    /// When the next timer is due, in logical time; `Nanos::MAX`: none.
-    fn next_deadline(&self) -> Nanos;
-
     /// Forgets everything: the slot starts from its first entry again.
     fn reset(&mut self);
 }
@@ -80,13 +77,6 @@ pub struct Member {
     safeguards: Safeguards,
 }
 
-/// What the owner of a slot should now be told.
-#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
-pub struct Reply {
-    /// The first missing position, to be asked for.
-    pub nak: Option<Position>,
-}
-
 impl Member {
     /// A member that holds nothing yet. `digest_every`: positions between two digest checkpoints.
     pub fn new(slot: Slot, me: NodeId, join: u32, digest_every: u64, safeguards: Safeguards) -> Member {
@@ -109,6 +99,11 @@ impl Member {
             checkpoint: (Position(0), 0),
             safeguards,
         }
+    }
+
+    /// The slot.
+    pub fn slot(&self) -> Slot {
+        self.slot
     }
 
     /// The last position held.
@@ -173,27 +168,27 @@ impl Member {
     }
 
     /// Takes a segment: the header first (the newest one says who is master, and what nobody needs any
-    /// more), then the entries that continue the log.
+    /// more), then the entries that continue the log. Returns the first missing position, if there is one to
+    /// be asked for.
     pub fn on_segment(
         &mut self,
         header: &frame::Segment,
         entries: &[u8],
         machine: &mut impl Machine,
-    ) -> Result<Reply, Refused> {
+    ) -> Result<Option<Position>, Refused> {
         if Term(header.term.get()) != self.term || self.term == Term(0) {
             return Err(Refused::Term);
         }
         self.on_header(header);
         let first = header.first.get();
         if self.safeguards.in_order && first > self.entries.next() {
-            let nak = self.safeguards.nak.then(|| self.held().next());
-            return Ok(Reply { nak });
+            return Ok(self.safeguards.nak.then(|| self.held().next()));
         }
         self.on_entries(first, usize::from(header.count.get()), entries, machine)?;
         if self.safeguards.in_order {
             self.entries.release_to(header.stable.get().min(self.executed.0) + 1);
         }
-        Ok(Reply::default())
+        Ok(None)
     }
 
     fn on_header(&mut self, header: &frame::Segment) {
@@ -290,8 +285,8 @@ impl Member {
         }
     }
 
-    /// The ack for everything held and executed.
-    pub fn ack(&self, machine: &impl Machine) -> frame::Ack {
+    /// The ack for everything held and executed; `deadline` is the slot's next timer as of now.
+    pub fn ack(&self, deadline: Nanos) -> frame::Ack {
         frame::Ack {
             slot: self.slot.0.into(),
             term: self.term.0.into(),
@@ -299,7 +294,7 @@ impl Member {
             held: self.held().0.into(),
             executed: self.executed.0.into(),
             outputs: self.outputs.next().into(),
-            deadline: machine.next_deadline().0.into(),
+            deadline: deadline.0.into(),
             digest_at: self.checkpoint.0.0.into(),
             digest: self.checkpoint.1.into(),
         }

@@ -9,6 +9,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The longest payload an entry or output can have: what fits one UDP datagram between nodes.
 pub const MAX_PAYLOAD: usize = 65_000;
 
+/// The longest output in bytes: an application may add a little to what it was sent. Longer ones are dropped
+/// and counted.
+pub const MAX_OUTPUT: usize = 65_300;
+
 /// Length of an entry without its payload.
 pub const ENTRY_HEADER_LEN: usize = size_of::<EntryHeader>();
 
@@ -133,7 +137,7 @@ pub struct Output<'a> {
 impl<'a> Output<'a> {
     /// Appends the output to `out`. The payload must not be longer than [`MAX_PAYLOAD`].
     pub fn write(&self, out: &mut Vec<u8>) {
-        assert!(self.payload.len() <= MAX_PAYLOAD, "output payload of {} bytes", self.payload.len());
+        assert!(self.payload.len() <= MAX_OUTPUT, "output payload of {} bytes", self.payload.len());
         let header = OutputHeader {
             position: U64::new(self.cursor.position.0),
             index: U16::new(self.cursor.index),

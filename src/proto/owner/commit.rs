@@ -90,6 +90,9 @@ impl Owner {
         let answered = self.followers.iter().filter(|f| f.counted && f.outputs <= taken).map(|f| f.executed);
         if let Some(answered) = answered.max().filter(|a| *a > self.answered) {
             self.answered = answered;
+            if answered == self.tail() {
+                self.delay = Some(now.since(self.waiting_since));
+            }
             self.waiting_since = now;
             self.hedges = 0;
         }

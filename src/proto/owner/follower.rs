@@ -2,7 +2,7 @@
 
 use super::Owner;
 use crate::proto::map::MapMember;
-use crate::types::{Boot, HostId, Nanos, NodeId, Position};
+use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet, Position};
 use crate::wire::frame::{self, FRAME_HEADER_LEN, Frame};
 
 /// How many digest checkpoints of a member are remembered for comparison with slower members.
@@ -118,10 +118,16 @@ pub trait FrameSink {
 }
 
 impl Owner {
-    /// Writes what the follower `index` is to get: Start until it has installed the term, a request for
-    /// outputs, and the entries it has not been sent (or at least a header).
-    pub fn write(&mut self, index: usize, now: Nanos, sink: &mut impl FrameSink) {
+    /// Writes what the member reached by `lane` is to get: Start until it has installed the term, a request
+    /// for outputs, and the entries it has not been sent (or at least a header). Returns whether there was
+    /// anything to write.
+    pub fn write_for(&mut self, lane: usize, now: Nanos, sink: &mut impl FrameSink) -> bool {
         let tail = self.tail();
+        let Some(index) = self.followers.iter().position(|f| f.lane == lane) else { return false };
+        self.followers[index].queued = false;
+        if !self.followers[index].wants(tail) {
+            return false;
+        }
         if !self.followers[index].started {
             sink.frame(&Frame::Start(&self.start(index)));
         }
@@ -143,27 +149,50 @@ impl Owner {
         } else if header_wanted {
             sink.frame(&Frame::Segment(&self.header(tail.next(), 0), &[]));
         }
-        let stable = self.stable;
-        self.followers[index].told = (self.released, stable);
+        self.followers[index].sent = tail;
+        self.followers[index].told = (self.released, self.stable);
+        true
     }
 
-    fn write_entries(&mut self, index: usize, sink: &mut impl FrameSink) {
+    /// The members that can be sent the very same entries in one datagram: those on other nodes that are
+    /// trusted, if there are several and none needs anything of its own.
+    pub fn in_step(&self, local: usize) -> Option<NodeSet> {
+        let remote = || self.followers.iter().filter(|f| f.lane != local && f.eligible());
+        let sent = remote().next()?.sent;
+        let alike = |f: &Follower| f.sent == sent && f.started && !f.probe && !f.emit;
+        let mut set = NodeSet::EMPTY;
+        remote().for_each(|f| set.insert(f.node));
+        (sent < self.tail() && remote().count() > 1 && remote().all(alike)).then_some(set)
+    }
+
+    /// Writes the entries that the members of `set` have not been sent; see [`Owner::in_step`].
+    pub fn write_for_all(&mut self, set: NodeSet, now: Nanos, sink: &mut impl FrameSink) {
+        let Some(first) = self.followers.iter().position(|f| set.contains(f.node)) else { return };
+        self.write_entries(first, sink);
+        let (tail, told) = (self.tail(), (self.released, self.stable));
+        for follower in self.followers.iter_mut().filter(|f| set.contains(f.node)) {
+            if follower.held >= follower.sent {
+                follower.sent_at = now;
+            }
+            (follower.sent, follower.told, follower.tell) = (tail, told, false);
+        }
+    }
+
+    fn write_entries(&self, index: usize, sink: &mut impl FrameSink) {
         const OVERHEAD: usize = FRAME_HEADER_LEN + size_of::<frame::Segment>();
         let mut from = self.followers[index].sent.next().0;
         let to = self.log.next();
         while from < to {
-            let fits = |sink: &dyn Fn() -> usize| self.log.fit(from, sink().saturating_sub(OVERHEAD));
-            let mut end = fits(&|| sink.room());
+            let mut end = self.log.fit(from, sink.room().saturating_sub(OVERHEAD));
             if end == from {
                 sink.next_datagram();
-                end = fits(&|| sink.room()).max(from + 1);
+                end = self.log.fit(from, sink.room().saturating_sub(OVERHEAD)).max(from + 1);
             }
             let end = end.min(from + u64::from(u16::MAX));
             let header = self.header(Position(from), (end - from) as u16);
             sink.frame(&Frame::Segment(&header, self.log.range(from, end)));
             from = end;
         }
-        self.followers[index].sent = self.tail();
     }
 
     fn header(&self, first: Position, count: u16) -> frame::Segment {

@@ -93,6 +93,8 @@ pub struct Owner {
     /// When the members are to be told of progress, if no entry does so first.
     tell_at: Nanos,
     divergences: u64,
+    /// How long the last answer took, until it is asked for.
+    delay: Option<Nanos>,
 }
 
 impl Owner {
@@ -127,7 +129,13 @@ impl Owner {
             tick: None,
             tell_at: Nanos::MAX,
             divergences: 0,
+            delay: None,
         }
+    }
+
+    /// The slot.
+    pub fn slot(&self) -> Slot {
+        self.slot
     }
 
     /// The last position given out.
@@ -163,6 +171,16 @@ impl Owner {
     /// The members.
     pub fn followers(&self) -> &[Follower] {
         &self.followers
+    }
+
+    /// The members, for marking them as queued.
+    pub fn followers_mut(&mut self) -> &mut [Follower] {
+        &mut self.followers
+    }
+
+    /// How long it took until everything was answered, once each time that it was.
+    pub fn take_delay(&mut self) -> Option<Nanos> {
+        self.delay.take()
     }
 
     /// How often two members' digests differed.
@@ -228,11 +246,7 @@ impl Owner {
             }
             ordinal += 1;
         }
-        if taken.new > 0 {
-            self.waiting_since = now;
-            self.hedges = 0;
-            self.update_answered(now);
-        }
+        self.update_answered(now);
         Ok(taken)
     }
 

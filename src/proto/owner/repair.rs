@@ -119,6 +119,8 @@ impl Owner {
         }
         if !self.followers[self.master].eligible() {
             self.choose_master();
+        } else if trusted && self.log.next() == 1 {
+            self.restore_master();
         } else if !trusted && self.committed < self.tail() {
             self.followers.iter_mut().for_each(|f| f.tell = true);
         }
@@ -189,7 +191,7 @@ impl Owner {
     /// Returns whether the master changed.
     pub fn restore_master(&mut self) -> bool {
         let home = &self.followers[0];
-        if self.master == 0 || !home.eligible() || !home.started || home.held < self.committed {
+        if self.master == 0 || !home.eligible() || home.held < self.committed {
             return false;
         }
         self.name_master(0);

@@ -1,0 +1,241 @@
+//! The end of a turn: members reply, owners fan out, committed outputs leave.
+
+use super::Outbox;
+use super::lane::Packer;
+use super::shard::Shard;
+use super::stats::ShardStats;
+use crate::app::CallApp;
+use crate::proto::owner::follower::FrameSink;
+use crate::types::{Nanos, NodeId, NodeSet, Now, Ordinal, Position, Slot};
+use crate::wire::frame::{FRAME_HEADER_LEN, Frame, Outputs};
+
+/// What is delivered within the node takes at most this many passes of owner and member a turn; what is left
+/// after them waits for the next one.
+const LOCAL_PASSES: usize = 4;
+
+/// A slot's place in the log at one member, for comparing members that are at rest.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct SlotDigest {
+    /// The slot.
+    pub slot: Slot,
+    /// The last position executed.
+    pub executed: Position,
+    /// The rolling digest over entries and outputs up to it.
+    pub digest: u64,
+}
+
+impl<A: CallApp> Shard<A> {
+    /// Writes everything that is to be sent into `out`, then tells when it wants to be woken.
+    pub fn flush(&mut self, now: Now, out: &mut impl Outbox) {
+        for _ in 0..LOCAL_PASSES {
+            if !self.flush_local(now) {
+                break;
+            }
+        }
+        for lane in self.remote_lanes() {
+            self.write_replies(lane);
+        }
+        if self.config.multicast {
+            self.write_groups(now);
+            self.groups.iter_mut().for_each(|(set, packer)| packer.drain(|d| out.multicast(*set, d)));
+        }
+        for lane in self.remote_lanes() {
+            let lane_is_open = self.lanes[lane].open(now.mono, &self.rtts[lane]);
+            if !self.lanes[lane].dirty.is_empty() && lane_is_open && self.write_fan_out(now, lane) {
+                self.bundle = self.bundle.wrapping_add(1);
+                self.lanes[lane].packer.frame(&Frame::Bundle(self.bundle));
+                self.lanes[lane].end_bundle(now.mono, self.bundle);
+            }
+            self.lanes[lane].send(out);
+        }
+        self.release(out);
+        self.next = self.wake_at(now);
+    }
+
+    /// The lanes to other nodes.
+    fn remote_lanes(&self) -> impl Iterator<Item = usize> + use<A> {
+        let local = self.local;
+        (0..self.lanes.len()).filter(move |lane| *lane != local)
+    }
+
+    fn wake_at(&mut self, now: Now) -> Nanos {
+        let held_back = |lane: usize| !self.lanes[lane].dirty.is_empty() && self.lanes[lane].trusted();
+        let lanes = (0..self.lanes.len()).filter(|l| held_back(*l));
+        let lanes = lanes.map(|l| self.lanes[l].opens_at(&self.rtts[l]).max(now.mono)).min();
+        self.next_timer().min(lanes.unwrap_or(Nanos::MAX)).min(self.restore_due())
+    }
+
+    /// Owner to member and back within this node, by the same frames as over the wire.
+    fn flush_local(&mut self, now: Now) -> bool {
+        let lane = self.local;
+        if self.lanes[lane].dirty.is_empty() && self.lanes[lane].replies.is_empty() {
+            return false;
+        }
+        for pass in 0..2 {
+            if pass == 0 {
+                self.write_fan_out(now, lane);
+            } else {
+                self.write_replies(lane);
+            }
+            let mut packer = std::mem::replace(&mut self.lanes[lane].packer, Packer::new(0));
+            packer.drain(|frames| self.on_frames(now, lane, frames));
+            self.lanes[lane].packer = packer;
+        }
+        true
+    }
+
+    /// Writes what the members on `lane` are to get; whether that was anything.
+    fn write_fan_out(&mut self, now: Now, lane: usize) -> bool {
+        let mut packer = std::mem::replace(&mut self.lanes[lane].packer, Packer::new(0));
+        let mut wrote = false;
+        while let Some(index) = self.lanes[lane].dirty.pop_front() {
+            let slot = usize::from(index);
+            wrote |=
+                self.changing(slot, |owner, _, _| owner.write_for(lane, now.mono, &mut packer)) == Some(true);
+            self.arm(slot);
+        }
+        self.lanes[lane].packer = packer;
+        wrote
+    }
+
+    /// Writes entries that several members are to get alike once for all of them, where every one of their
+    /// lanes is open. Whatever differs between members goes by their own lanes.
+    fn write_groups(&mut self, now: Now) {
+        let open = |lane: &usize| self.lanes[*lane].open(now.mono, &self.rtts[*lane]);
+        let closed = (0..self.lanes.len()).filter(|l| !open(l)).map(|l| self.lanes[l].node);
+        let mut shut = NodeSet::EMPTY;
+        closed.for_each(|node| shut.insert(node));
+        let mut written = NodeSet::EMPTY;
+        for lane in self.remote_lanes() {
+            for n in 0..self.lanes[lane].dirty.len() {
+                let slot = usize::from(self.lanes[lane].dirty[n]);
+                let Some(owner) = &mut self.slots[slot].owner else { continue };
+                let Some(set) = owner.in_step(self.local).filter(|set| set.0 & shut.0 == 0) else { continue };
+                let known = self.groups.iter().position(|(group, _)| *group == set);
+                let group = known.unwrap_or_else(|| {
+                    self.groups.push((set, Packer::new(self.config.datagram_room)));
+                    self.groups.len() - 1
+                });
+                owner.write_for_all(set, now.mono, &mut self.groups[group].1);
+                written.0 |= set.0;
+                self.arm(slot);
+            }
+        }
+        if written != NodeSet::EMPTY {
+            self.bundle = self.bundle.wrapping_add(1);
+            let number = self.bundle;
+            let used = self.groups.iter_mut().filter(|(_, packer)| !packer.is_empty());
+            used.for_each(|(_, packer)| packer.frame(&Frame::Bundle(number)));
+            for lane in self.lanes.iter_mut().filter(|l| written.contains(l.node)) {
+                lane.end_bundle(now.mono, number);
+            }
+        }
+    }
+
+    /// Writes the outputs, acks and naks that members here owe the owner on `lane`, and the echo.
+    fn write_replies(&mut self, lane: usize) {
+        let mut packer = std::mem::replace(&mut self.lanes[lane].packer, Packer::new(0));
+        while let Some(index) = self.lanes[lane].replies.pop_front() {
+            let Some(seat) = &mut self.slots[usize::from(index)].seat else { continue };
+            seat.queued = false;
+            if let Some((from, to)) = seat.log.take_outputs() {
+                write_outputs(&seat.log, from, to, &mut packer);
+            }
+            if let Some(from) = seat.nak_due.take() {
+                self.counts.naks_sent += 1;
+                packer.frame(&Frame::Nak(&seat.log.nak(from)));
+            }
+            if std::mem::take(&mut seat.ack_due) {
+                let deadline = seat.table.next_deadline().unwrap_or(Nanos::MAX);
+                packer.frame(&Frame::Ack(&seat.log.ack(deadline)));
+            }
+        }
+        if let Some(number) = self.lanes[lane].echo.take() {
+            packer.frame(&Frame::Echo(number));
+        }
+        self.lanes[lane].packer = packer;
+    }
+
+    fn release(&mut self, out: &mut impl Outbox) {
+        while let Some(index) = self.releasing.pop_front() {
+            let slot = usize::from(index);
+            self.slots[slot].releasing = false;
+            let handed = self.changing(slot, |owner, _, _| {
+                let number = owner.slot();
+                owner.release(|local, to, bytes| out.client(number, local, to, bytes))
+            });
+            let handed = handed.unwrap_or(0);
+            self.sends.extend(std::iter::repeat_n(index, handed));
+        }
+    }
+
+    /// The kernel took `count` more of the client datagrams handed to the outbox, oldest first.
+    pub fn on_sent(&mut self, now: Now, count: usize) {
+        assert!(count <= self.sends.len(), "{count} datagrams sent, {} handed over", self.sends.len());
+        self.counts.released += count as u64;
+        for _ in 0..count {
+            let Some(index) = self.sends.pop_front() else { break };
+            let slot = usize::from(index);
+            self.changing(slot, |owner, _, _| owner.on_sent(now.mono, 1));
+            self.arm(slot);
+        }
+        self.next = self.next.min(self.next_timer());
+    }
+
+    /// What happened so far, and how things stand.
+    pub fn stats(&self) -> ShardStats {
+        let mut stats = self.counts.clone();
+        stats.hedge_after_ns = self.answer_timeout().0;
+        let mut masters = vec![0u64; usize::from(NodeId::MAX) + 1];
+        for slot in &self.slots {
+            if let Some(owner) = &slot.owner {
+                stats.slots_owned += 1;
+                masters[usize::from(owner.master().0)] += 1;
+                stats.slots_short += u64::from(owner.whole().0 < owner.followers().len());
+                stats.waiting += owner.tail().0 - owner.answered().0;
+                add_retained(&mut stats, owner.retained());
+            }
+            if let Some(seat) = &slot.seat {
+                stats.slots_member += 1;
+                stats.calls += seat.table.len() as u64;
+                stats.calls_bytes += seat.table.reserved() as u64;
+                let counters = seat.table.counters();
+                stats.calls_refused += counters.refused;
+                stats.calls_panicked += counters.panicked;
+                stats.outputs_dropped += counters.outputs_dropped;
+                add_retained(&mut stats, seat.log.retained());
+            }
+        }
+        let by_node = masters.iter().enumerate().filter(|(_, n)| **n > 0);
+        stats.masters = by_node.map(|(node, n)| (node as u16, *n)).collect();
+        stats
+    }
+
+    /// The place in the log of every slot this shard is a member of and that has entries.
+    pub fn digests(&self) -> Vec<SlotDigest> {
+        let seats = self.slots.iter().filter_map(|s| s.seat.as_ref()).map(|s| &s.log);
+        let used = seats.filter(|log| log.executed() > Position(0));
+        used.map(|log| SlotDigest { slot: log.slot(), executed: log.executed(), digest: log.digest() })
+            .collect()
+    }
+}
+
+fn add_retained(stats: &mut ShardStats, (bytes, records): (usize, usize)) {
+    stats.retained_bytes += bytes as u64;
+    stats.retained_records += records as u64;
+    stats.longest_log = stats.longest_log.max(records as u64);
+}
+
+fn write_outputs(log: &crate::proto::member::Member, mut from: Ordinal, to: Ordinal, packer: &mut Packer) {
+    const OVERHEAD: usize = FRAME_HEADER_LEN + size_of::<Outputs>();
+    while from < to {
+        let mut room = packer.room().saturating_sub(OVERHEAD);
+        if log.output_run(from, to, room).0.len() > room {
+            packer.next_datagram();
+            room = packer.room().saturating_sub(OVERHEAD);
+        }
+        let (bytes, end) = log.output_run(from, to, room);
+        packer.frame(&Frame::Outputs(&log.outputs_header(from), bytes));
+        from = end;
+    }
+}

@@ -1,0 +1,215 @@
+//! The way to one node: what waits to be sent to it, packed into datagrams, and the clock of its bundles.
+//!
+//! A bundle is all that one flush sends to a node as an owner. Its number comes back as an echo with the
+//! member's acks. With no bundle under way a flush goes at once; while one is, entries gather for its echo, so
+//! the busier a node is, the more entries share a datagram, and nothing waits for a timer. A lane that has
+//! gathered [`GATHER_BYTES`], or whose echo is overdue, does not wait.
+
+use crate::engine::Outbox;
+use crate::proto::owner::follower::FrameSink;
+use crate::proto::rtt::Rtt;
+use crate::types::{Boot, Nanos, NodeId};
+use crate::wire::frame::Frame;
+use std::collections::VecDeque;
+
+/// Gathering stops when this many bytes of entries wait.
+const GATHER_BYTES: usize = 32 * 1024;
+
+/// The way to one node of the cluster, this node included.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) node: NodeId,
+    /// Its life, once it has joined.
+    pub(super) boot: Option<Boot>,
+    pub(super) suspect: bool,
+    /// Slots (by local index) with something for the member on this node.
+    pub(super) dirty: VecDeque<u16>,
+    /// Slots whose member here has something for the owner on that node.
+    pub(super) replies: VecDeque<u16>,
+    /// Bytes of entries that have gathered since the last bundle.
+    pub(super) gathered: usize,
+    /// The newest bundle number received from it, to be echoed.
+    pub(super) echo: Option<u32>,
+    under_way: Option<(u32, Nanos)>,
+    pub(super) packer: Packer,
+}
+
+impl Lane {
+    pub(super) fn new(node: NodeId, room: usize) -> Lane {
+        Lane {
+            node,
+            boot: None,
+            suspect: false,
+            dirty: VecDeque::new(),
+            replies: VecDeque::new(),
+            gathered: 0,
+            echo: None,
+            under_way: None,
+            packer: Packer::new(room),
+        }
+    }
+
+    pub(super) fn trusted(&self) -> bool {
+        self.boot.is_some() && !self.suspect
+    }
+
+    /// Whether a bundle may go now.
+    pub(super) fn open(&self, now: Nanos, rtt: &Rtt) -> bool {
+        self.gathered >= GATHER_BYTES || self.opens_at(rtt) <= now
+    }
+
+    /// When a bundle may go even if no echo comes.
+    pub(super) fn opens_at(&self, rtt: &Rtt) -> Nanos {
+        self.under_way.map_or(Nanos::ZERO, |(_, sent)| sent + rtt.timeout())
+    }
+
+    /// Bundle `number` has been written for this node.
+    pub(super) fn end_bundle(&mut self, now: Nanos, number: u32) {
+        self.under_way = Some((number, now));
+        self.gathered = 0;
+    }
+
+    /// An echo came; returns the round-trip time if it is that of the newest bundle.
+    pub(super) fn on_echo(&mut self, now: Nanos, number: u32) -> Option<Nanos> {
+        let (_, sent) = self.under_way.filter(|(bundle, _)| *bundle == number)?;
+        self.under_way = None;
+        Some(now.since(sent))
+    }
+
+    /// A bundle number came; the newest one is echoed.
+    pub(super) fn on_bundle(&mut self, number: u32) {
+        let newer = |old: u32| number.wrapping_sub(old) < u32::MAX / 2;
+        if self.echo.is_none_or(newer) {
+            self.echo = Some(number);
+        }
+    }
+
+    /// Forgets what was under way: the node lives a new life, or is suspected.
+    pub(super) fn forget(&mut self) {
+        self.under_way = None;
+        self.gathered = 0;
+        self.echo = None;
+    }
+
+    pub(super) fn send(&mut self, out: &mut impl Outbox) {
+        self.packer.drain(|datagram| out.peer(self.node, datagram));
+    }
+}
+
+/// Packs frames into datagrams of at most `room` bytes. All but the last are padded to the same length, which
+/// is what lets a driver hand them to the kernel in one GSO send.
+#[derive(Debug)]
+pub(super) struct Packer {
+    room: usize,
+    bytes: Vec<u8>,
+    /// Where each finished datagram ends.
+    ends: Vec<usize>,
+}
+
+impl Packer {
+    pub(super) fn new(room: usize) -> Packer {
+        Packer { room, bytes: Vec::new(), ends: Vec::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn start(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Hands over every datagram and starts afresh.
+    pub(super) fn drain(&mut self, mut take: impl FnMut(&[u8])) {
+        if self.bytes.len() > self.start() {
+            self.ends.push(self.bytes.len());
+        }
+        let mut start = 0;
+        for end in self.ends.drain(..) {
+            take(&self.bytes[start..end]);
+            start = end;
+        }
+        self.bytes.clear();
+    }
+}
+
+impl FrameSink for Packer {
+    fn room(&self) -> usize {
+        self.room.saturating_sub(self.bytes.len() - self.start())
+    }
+
+    fn next_datagram(&mut self) {
+        let start = self.start();
+        if self.bytes.len() > start {
+            self.bytes.resize(self.bytes.len().max(start + self.room), 0);
+            self.ends.push(self.bytes.len());
+        }
+    }
+
+    fn frame(&mut self, frame: &Frame<'_>) {
+        if frame.len() > self.room() {
+            self.next_datagram();
+        }
+        frame.write(&mut self.bytes);
+        if frame.len() > self.room {
+            self.ends.push(self.bytes.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::{Frames, Outputs};
+    use zerocopy::FromZeros;
+
+    #[test]
+    fn datagrams_are_full_but_the_last_and_hold_every_frame() {
+        let mut packer = Packer::new(100);
+        for n in 0..50 {
+            packer.frame(&Frame::Bundle(n));
+        }
+        let mut lengths = Vec::new();
+        let mut read = Vec::new();
+        packer.drain(|datagram| {
+            lengths.push(datagram.len());
+            for frame in Frames::new(datagram) {
+                let Ok(Frame::Bundle(n)) = frame else { panic!("{frame:?}") };
+                read.push(n);
+            }
+        });
+        assert_eq!(read, (0..50).collect::<Vec<_>>());
+        let (last, full) = lengths.split_last().unwrap();
+        assert!(full.iter().all(|n| *n == 100) && *last <= 100, "{lengths:?}");
+        assert!(packer.is_empty());
+    }
+
+    #[test]
+    fn a_frame_longer_than_a_datagram_travels_alone() {
+        let mut packer = Packer::new(100);
+        let header = Outputs::new_zeroed();
+        packer.frame(&Frame::Bundle(1));
+        packer.frame(&Frame::Outputs(&header, &[1; 300]));
+        packer.frame(&Frame::Bundle(2));
+        let mut lengths = Vec::new();
+        packer.drain(|datagram| lengths.push(datagram.len()));
+        assert_eq!(lengths, [100, 3 + size_of::<Outputs>() + 300, 7]);
+    }
+
+    #[test]
+    fn a_bundle_waits_for_the_echo_of_the_one_under_way() {
+        let rtt = Rtt::new(Nanos::from_millis(2), Nanos::from_millis(1), Nanos::from_millis(10));
+        let mut lane = Lane::new(NodeId(2), 1000);
+        let at = Nanos::from_millis;
+        assert!(lane.open(at(1), &rtt));
+        lane.end_bundle(at(1), 1);
+        assert!(!lane.open(at(2), &rtt));
+        assert_eq!(lane.on_echo(at(2), 9), None);
+        assert_eq!(lane.on_echo(at(2), 1), Some(at(1)));
+        assert!(lane.open(at(2), &rtt));
+        lane.end_bundle(at(2), 2);
+        assert!(!lane.open(at(3), &rtt) && lane.open(at(4), &rtt), "an echo that is overdue opens the lane");
+        lane.gathered = GATHER_BYTES;
+        assert!(lane.open(at(3), &rtt));
+    }
+}

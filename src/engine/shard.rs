@@ -1,0 +1,533 @@
+//! One shard: the owner and member sides of its slots, the application, and the ways to the other nodes.
+//!
+//! Everything here is driven by the contract in [`crate::engine`]. This file takes input; `flush` writes.
+
+use super::lane::{Lane, Packer};
+use super::machine::SlotMachine;
+use super::stats::{DropReason, ShardStats};
+use crate::app::table::{CallTable, TableLimits};
+use crate::app::{CallApp, Inbound};
+use crate::proto::Safeguards;
+use crate::proto::clock::LogicalClock;
+use crate::proto::map::ClusterMap;
+use crate::proto::member::{Member, Refused};
+use crate::proto::owner::{Owner, OwnerConfig, Stale};
+use crate::proto::rtt::Rtt;
+use crate::types::{Boot, CallKey, Nanos, NodeId, NodeSet, Now, Position, Slot};
+use crate::wire::frame::{self, Frame, Frames};
+use crate::wire::record::{Entry, EntryKind, MAX_PAYLOAD};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+/// After how much quiet members are told what has been released and is stable.
+const TELL_AFTER: Nanos = Nanos::from_millis(250);
+/// How long a node must have been trusted before it gets its masterships back.
+const MASTER_BACK_AFTER: Nanos = Nanos::from_secs(1);
+/// Late outputs are asked of another member after at most this, however slow answers have become.
+const HEDGE_CAP: Nanos = Nanos::from_millis(50);
+
+/// What a shard is told once.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// This node.
+    pub me: NodeId,
+    /// This life of it.
+    pub boot: Boot,
+    /// This shard's number.
+    pub shard: u16,
+    /// How many shards every node has.
+    pub shards: u16,
+    /// The cluster map.
+    pub map: Arc<ClusterMap>,
+    /// Most plaintext bytes in a datagram to another node.
+    pub datagram_room: usize,
+    /// Most entries of a slot that may wait, or be kept for a slow member.
+    pub window: u64,
+    /// Most bytes of entries and outputs that the owner side may keep.
+    pub retain_bytes: usize,
+    /// Limits of each slot's call table; the same on every node.
+    pub limits: TableLimits,
+    /// Positions between two digest checkpoints; the same on every node.
+    pub digest_every: u64,
+    /// The least delay after which late outputs are asked of another member.
+    pub hedge_after: Nanos,
+    /// One multicast datagram for all members instead of one bundle for each.
+    pub multicast: bool,
+    /// The rules that make the slot log safe.
+    pub safeguards: Safeguards,
+}
+
+/// The member side of a slot with its calls.
+pub(super) struct Seat<A: CallApp> {
+    pub(super) log: Member,
+    pub(super) table: CallTable<A>,
+    pub(super) ack_due: bool,
+    pub(super) nak_due: Option<Position>,
+    pub(super) queued: bool,
+}
+
+/// What this shard has of one slot.
+pub(super) struct SlotState<A: CallApp> {
+    pub(super) owner: Option<Owner>,
+    pub(super) seat: Option<Seat<A>>,
+    /// When its entry in the timer heap fires; others of this slot are stale.
+    scheduled: Nanos,
+    pub(super) releasing: bool,
+}
+
+/// One shard of a node.
+pub struct Shard<A: CallApp> {
+    pub(super) config: ShardConfig,
+    pub(super) app: A,
+    clock: Option<LogicalClock>,
+    pub(super) lanes: Vec<Lane>,
+    /// Round-trip times, by lane.
+    pub(super) rtts: Vec<Rtt>,
+    /// The lane to this node itself.
+    pub(super) local: usize,
+    pub(super) slots: Vec<SlotState<A>>,
+    timers: BinaryHeap<Reverse<(Nanos, u16)>>,
+    /// How long answers take, from append to the last output.
+    answers: Rtt,
+    /// Outputs handed to the driver whose fate is not known, by local slot index.
+    pub(super) sends: VecDeque<u16>,
+    /// Slots that may have outputs to release.
+    pub(super) releasing: VecDeque<u16>,
+    restore_at: Nanos,
+    pub(super) retained: usize,
+    pub(super) next: Nanos,
+    pub(super) counts: ShardStats,
+    /// The number of the newest bundle, counted over all lanes.
+    pub(super) bundle: u32,
+    /// Datagrams being filled for several members at once.
+    pub(super) groups: Vec<(NodeSet, Packer)>,
+}
+
+impl<A: CallApp> Shard<A> {
+    /// A shard without calls.
+    pub fn new(config: ShardConfig, app: A) -> Shard<A> {
+        let rtt = Rtt::new(Nanos::from_millis(2), Nanos::from_micros(500), Nanos::from_millis(100));
+        let lanes: Vec<Lane> =
+            config.map.nodes.iter().map(|n| Lane::new(n.id, config.datagram_room)).collect();
+        let me = config.me;
+        let Some(local) = lanes.iter().position(|l| l.node == me) else {
+            panic!("node {me} is not in the cluster map")
+        };
+        let mut shard = Shard {
+            rtts: vec![rtt; lanes.len()],
+            local,
+            lanes,
+            clock: None,
+            slots: Vec::new(),
+            timers: BinaryHeap::new(),
+            answers: Rtt::new(config.hedge_after, config.hedge_after, HEDGE_CAP),
+            sends: VecDeque::new(),
+            releasing: VecDeque::new(),
+            restore_at: Nanos::MAX,
+            retained: 0,
+            next: Nanos::MAX,
+            counts: ShardStats::default(),
+            bundle: 0,
+            groups: Vec::new(),
+            config,
+            app,
+        };
+        shard.lanes[local].boot = Some(shard.config.boot);
+        let own = (shard.config.shard..shard.config.map.slots).step_by(usize::from(shard.config.shards));
+        shard.slots = own.map(|slot| shard.new_slot(Slot(slot))).collect();
+        shard
+    }
+
+    fn new_slot(&self, slot: Slot) -> SlotState<A> {
+        let config = &self.config;
+        let members = config.map.members(slot, config.shards);
+        let (owner, term) = config.map.owner(slot);
+        let rules = OwnerConfig {
+            commit: config.map.commit,
+            window: config.window,
+            tell_after: TELL_AFTER,
+            safeguards: config.safeguards,
+        };
+        let lane = |node| self.lane(node).unwrap_or(self.local);
+        let seat = members.iter().find(|m| m.node == config.me).map(|m| Seat {
+            log: Member::new(slot, config.me, m.join, config.digest_every, config.safeguards),
+            table: CallTable::new(slot, config.limits),
+            ack_due: false,
+            nak_due: None,
+            queued: false,
+        });
+        let mut owner = (owner == config.me).then(|| Owner::new(slot, term, rules, &members, lane));
+        if let Some(owner) = &mut owner {
+            owner.on_trust(config.me, true);
+        }
+        SlotState { owner, seat, scheduled: Nanos::MAX, releasing: false }
+    }
+
+    /// The application.
+    pub fn app(&self) -> &A {
+        &self.app
+    }
+
+    /// When [`Shard::on_timeout`] wants to be called; `Nanos::MAX`: not before something arrives.
+    pub fn next_timeout(&self) -> Nanos {
+        self.next
+    }
+
+    pub(super) fn lane(&self, node: NodeId) -> Option<usize> {
+        self.lanes.iter().position(|l| l.node == node)
+    }
+
+    /// The local index of `slot`, if it is this shard's.
+    fn index(&self, slot: u16) -> Option<usize> {
+        let here = slot < self.config.map.slots && slot % self.config.shards == self.config.shard;
+        here.then(|| usize::from(slot / self.config.shards))
+    }
+
+    /// Takes a client's datagram that the application classified as `key`: it becomes an entry of its slot.
+    pub fn on_client(&mut self, now: Now, key: CallKey, packet: &Inbound<'_>) -> Result<(), DropReason> {
+        let result = self.append_packet(now, key, packet);
+        match result {
+            Ok(()) => self.counts.entries += 1,
+            Err(reason) => self.counts.drop(reason),
+        }
+        result
+    }
+
+    fn append_packet(&mut self, now: Now, key: CallKey, packet: &Inbound<'_>) -> Result<(), DropReason> {
+        let index = self.index(key.slot(self.config.map.slots).0).ok_or(DropReason::WrongShard)?;
+        if self.slots[index].owner.is_none() {
+            return Err(DropReason::NotOwner);
+        }
+        if packet.payload.len() > MAX_PAYLOAD {
+            return Err(DropReason::TooLong);
+        }
+        if self.retained > self.config.retain_bytes && !self.give_up_slow_members() {
+            return Err(DropReason::RetainFull);
+        }
+        let kind = EntryKind::Packet {
+            call: key,
+            source: packet.source,
+            local: packet.local,
+            payload: packet.payload,
+        };
+        self.append(now, index, kind).map_err(|()| DropReason::WindowFull)
+    }
+
+    fn append(&mut self, now: Now, index: usize, kind: EntryKind<'_>) -> Result<(), ()> {
+        let time = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
+        let Some(owner) = &mut self.slots[index].owner else { return Err(()) };
+        let before = owner.retained().0;
+        let result = owner.append(now.mono, Entry { time, kind });
+        let grown = owner.retained().0 - before.min(owner.retained().0);
+        self.retained += grown;
+        let _position = result.map_err(|_| ())?;
+        for lane in &mut self.lanes {
+            lane.gathered += grown;
+        }
+        self.enqueue(index);
+        self.arm(index);
+        Ok(())
+    }
+
+    /// The shard keeps too much: in every slot the member that holds least is given up, as far as the others
+    /// can commit without it. Returns whether that freed anything.
+    fn give_up_slow_members(&mut self) -> bool {
+        let before = self.retained;
+        for index in 0..self.slots.len() {
+            self.changing(index, |owner, _, counts| {
+                if owner.retained().1 > 0 && owner.demote_slowest() {
+                    counts.demotions += 1;
+                }
+            });
+        }
+        self.retained < before
+    }
+
+    /// Runs `change` on the owner of a slot and accounts for what it kept or let go, and for what it decided.
+    pub(super) fn changing<T>(
+        &mut self,
+        index: usize,
+        change: impl FnOnce(&mut Owner, &[Rtt], &mut ShardStats) -> T,
+    ) -> Option<T> {
+        let owner = self.slots[index].owner.as_mut()?;
+        let (before, master, diverged) = (owner.retained().0, owner.master(), owner.divergences());
+        let result = change(owner, &self.rtts, &mut self.counts);
+        self.retained = (self.retained + owner.retained().0).saturating_sub(before);
+        self.counts.master_changes += u64::from(owner.master() != master);
+        self.counts.divergences += owner.divergences() - diverged;
+        Some(result)
+    }
+
+    /// Puts the slot into the queue of every lane whose member is to get something.
+    pub(super) fn enqueue(&mut self, index: usize) {
+        let Some(owner) = &mut self.slots[index].owner else { return };
+        let tail = owner.tail();
+        for follower in owner.followers_mut() {
+            if follower.wants(tail) && !follower.queued {
+                follower.queued = true;
+                self.lanes[follower.lane].dirty.push_back(index as u16);
+            }
+        }
+    }
+
+    /// When the slot wants [`Shard::on_timeout`].
+    fn due(&self, index: usize) -> Nanos {
+        let Some(owner) = &self.slots[index].owner else { return Nanos::MAX };
+        let tick = owner.tick_due();
+        let tick = match &self.clock {
+            Some(clock) if tick < Nanos::MAX => clock.when(tick),
+            _ => Nanos::MAX,
+        };
+        owner.next_timeout(&self.rtts, self.answers.timeout()).min(tick)
+    }
+
+    pub(super) fn arm(&mut self, index: usize) {
+        let due = self.due(index);
+        if due < self.slots[index].scheduled {
+            self.slots[index].scheduled = due;
+            self.timers.push(Reverse((due, index as u16)));
+        }
+    }
+
+    /// The earliest time in the heap that still means something.
+    pub(super) fn next_timer(&mut self) -> Nanos {
+        while let Some(Reverse((at, index))) = self.timers.peek().copied() {
+            let index = usize::from(index);
+            if self.slots[index].scheduled == at {
+                let due = self.due(index);
+                if due <= at {
+                    return at;
+                }
+                self.slots[index].scheduled = Nanos::MAX;
+                self.timers.pop();
+                self.arm(index);
+            } else {
+                self.timers.pop();
+            }
+        }
+        Nanos::MAX
+    }
+
+    /// Does what is due.
+    pub fn on_timeout(&mut self, now: Now) {
+        if self.restore_at <= now.mono {
+            self.restore_masters();
+        }
+        while let Some(Reverse((at, index))) = self.timers.peek().copied() {
+            if at > now.mono {
+                break;
+            }
+            self.timers.pop();
+            let index = usize::from(index);
+            if self.slots[index].scheduled == at {
+                self.slots[index].scheduled = Nanos::MAX;
+                self.slot_timeout(now, index);
+            }
+        }
+    }
+
+    fn slot_timeout(&mut self, now: Now, index: usize) {
+        let logical = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
+        let hedge_after = self.answers.timeout();
+        self.changing(index, |owner, rtts, counts| {
+            let (hedges, probes) = owner.on_timeout(now.mono, rtts, hedge_after);
+            counts.hedges += u64::from(hedges);
+            counts.probes += u64::from(probes);
+        });
+        let ticks = self.slots[index].owner.as_ref().is_some_and(|o| o.tick_due() <= logical);
+        if ticks && self.append(now, index, EntryKind::Tick).is_ok() {
+            self.counts.ticks += 1;
+        }
+        self.enqueue(index);
+        self.arm(index);
+        if self.slots[index].scheduled <= now.mono {
+            // A tick that the window refused stays due: look again soon instead of at once.
+            let later = now.mono + Nanos::from_millis(1);
+            self.slots[index].scheduled = later;
+            self.timers.push(Reverse((later, index as u16)));
+        }
+    }
+
+    /// The life in which `node` has joined the cluster. A new life of it holds nothing of what the old one did.
+    pub fn on_join(&mut self, now: Now, node: NodeId, boot: Boot) {
+        let Some(lane) = self.lane(node).filter(|l| *l != self.local) else { return };
+        if self.lanes[lane].boot.is_some_and(|known| known >= boot) {
+            return;
+        }
+        self.lanes[lane].boot = Some(boot);
+        self.lanes[lane].forget();
+        for index in 0..self.slots.len() {
+            self.changing(index, |owner, _, _| owner.on_new_life(node, boot));
+        }
+        self.trust(now, lane);
+    }
+
+    /// The nodes suspected now.
+    pub fn on_suspects(&mut self, now: Now, suspects: NodeSet) {
+        for lane in 0..self.lanes.len() {
+            let suspect = lane != self.local && suspects.contains(self.lanes[lane].node);
+            if self.lanes[lane].suspect != suspect {
+                self.lanes[lane].suspect = suspect;
+                self.lanes[lane].forget();
+                self.trust(now, lane);
+            }
+        }
+    }
+
+    fn trust(&mut self, now: Now, lane: usize) {
+        let (node, trusted) = (self.lanes[lane].node, self.lanes[lane].trusted());
+        for index in 0..self.slots.len() {
+            self.changing(index, |owner, _, _| owner.on_trust(node, trusted));
+            self.enqueue(index);
+            self.arm(index);
+        }
+        if trusted {
+            self.restore_at = now.mono + MASTER_BACK_AFTER;
+        }
+    }
+
+    fn restore_masters(&mut self) {
+        self.restore_at = Nanos::MAX;
+        for index in 0..self.slots.len() {
+            self.changing(index, |owner, _, _| owner.restore_master());
+            self.enqueue(index);
+        }
+    }
+
+    pub(super) fn restore_due(&self) -> Nanos {
+        self.restore_at
+    }
+
+    /// Takes the opened plaintext of a datagram from the same shard of `from`.
+    pub fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
+        let Some(lane) = self.lane(from).filter(|l| self.lanes[*l].boot == Some(boot)) else {
+            self.counts.drop_incarnation += 1;
+            return;
+        };
+        self.on_frames(now, lane, plaintext);
+    }
+
+    pub(super) fn on_frames(&mut self, now: Now, lane: usize, plaintext: &[u8]) {
+        for frame in Frames::new(plaintext) {
+            let Ok(frame) = frame else {
+                self.counts.drop_malformed += 1;
+                return;
+            };
+            self.on_frame(now, lane, frame);
+        }
+    }
+
+    fn on_frame(&mut self, now: Now, lane: usize, frame: Frame<'_>) {
+        match frame {
+            Frame::Bundle(number) => self.lanes[lane].on_bundle(number),
+            Frame::Echo(number) => {
+                if let Some(sample) = self.lanes[lane].on_echo(now.mono, number) {
+                    self.rtts[lane].sample(sample);
+                }
+            }
+            Frame::Start(start) => self.tell_member(lane, start.slot.get(), |member, machine| {
+                member.on_start(start, machine).map(|()| None)
+            }),
+            Frame::Segment(header, entries) => {
+                self.tell_member(lane, header.slot.get(), |member, machine| {
+                    member.on_segment(header, entries, machine)
+                })
+            }
+            Frame::Emit(emit) => {
+                self.tell_member(lane, emit.slot.get(), |member, _| member.on_emit(emit).map(|()| None));
+            }
+            Frame::Ack(ack) => self.on_ack(now, lane, ack),
+            Frame::Nak(nak) => {
+                self.counts.naks += 1;
+                let rtt = self.rtts[lane];
+                self.tell_owner(lane, nak.slot.get(), |owner, node, boot| {
+                    owner.on_nak(now.mono, node, boot, nak, &rtt)
+                });
+            }
+            Frame::Outputs(header, outputs) => {
+                let taken = self.tell_owner(lane, header.slot.get(), |owner, node, boot| {
+                    let taken = owner.on_outputs(now.mono, node, boot, header, outputs)?;
+                    Ok((taken, owner.master() != node))
+                });
+                let Some((taken, rescued)) = taken else { return };
+                self.counts.repeated_outputs += u64::from(taken.repeated);
+                self.counts.rescued_outputs += if rescued { u64::from(taken.new) } else { 0 };
+            }
+        }
+    }
+
+    fn on_ack(&mut self, now: Now, lane: usize, ack: &frame::Ack) {
+        self.tell_owner(lane, ack.slot.get(), |owner, node, boot| owner.on_ack(now.mono, node, boot, ack));
+    }
+
+    /// Hands a frame of the owner on `lane` to the member here, which then owes it a reply.
+    fn tell_member(
+        &mut self,
+        lane: usize,
+        slot: u16,
+        take: impl FnOnce(&mut Member, &mut SlotMachine<'_, A>) -> Result<Option<Position>, Refused>,
+    ) {
+        let index = self.index(slot);
+        let from_owner = index.is_some() && self.config.map.owner(Slot(slot)).0 == self.lanes[lane].node;
+        let seat = index.and_then(|i| self.slots[i].seat.as_mut()).filter(|_| from_owner);
+        let (Some(index), Some(seat)) = (index, seat) else {
+            self.counts.drop_no_slot += 1;
+            return;
+        };
+        let limits = self.config.limits;
+        let mut machine = SlotMachine { app: &self.app, table: &mut seat.table, limits };
+        match take(&mut seat.log, &mut machine) {
+            Ok(missing) => {
+                seat.ack_due = true;
+                seat.nak_due = missing;
+            }
+            Err(Refused::Malformed) => self.counts.drop_malformed += 1,
+            Err(Refused::Term | Refused::Behind) => self.counts.refused_segments += 1,
+            Err(Refused::Join) => self.counts.drop_incarnation += 1,
+        }
+        if !seat.queued {
+            seat.queued = true;
+            self.lanes[lane].replies.push_back(index as u16);
+        }
+    }
+
+    /// Hands a frame of the member on `lane` to the owner here, then sees what that allows.
+    fn tell_owner<T>(
+        &mut self,
+        lane: usize,
+        slot: u16,
+        take: impl FnOnce(&mut Owner, NodeId, Boot) -> Result<T, Stale>,
+    ) -> Option<T> {
+        let (node, boot) = (self.lanes[lane].node, self.lanes[lane].boot?);
+        let Some(index) = self.index(slot).filter(|i| self.slots[*i].owner.is_some()) else {
+            self.counts.drop_no_slot += 1;
+            return None;
+        };
+        let (result, delay) = self.changing(index, |owner, _, _| {
+            let result = take(owner, node, boot);
+            (result, owner.take_delay())
+        })?;
+        if let Some(delay) = delay {
+            self.answers.sample(delay);
+        }
+        match &result {
+            Ok(_) => {}
+            Err(Stale::Term) => self.counts.drop_term += 1,
+            Err(Stale::Incarnation) => self.counts.drop_incarnation += 1,
+            Err(Stale::Ahead) => self.counts.drop_ahead += 1,
+            Err(Stale::Malformed) => self.counts.drop_malformed += 1,
+        }
+        if !self.slots[index].releasing {
+            self.slots[index].releasing = true;
+            self.releasing.push_back(index as u16);
+        }
+        self.enqueue(index);
+        self.arm(index);
+        result.ok()
+    }
+
+    pub(super) fn answer_timeout(&self) -> Nanos {
+        self.answers.timeout()
+    }
+}

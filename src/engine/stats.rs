@@ -1,0 +1,111 @@
+//! What a shard counts: every packet it drops by reason, and what the slot log did.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a client's datagram got no place in a log.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum DropReason {
+    /// This node is not the owner of the call's slot.
+    NotOwner,
+    /// The call's slot belongs to another shard.
+    WrongShard,
+    /// The payload is longer than an entry can carry.
+    TooLong,
+    /// As many entries of the slot wait for their outputs as the window allows.
+    WindowFull,
+    /// As many bytes are retained as the shard may, and no member could be given up.
+    RetainFull,
+}
+
+/// What one shard has done since it started. Grows only, but for the gauges at the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShardStats {
+    /// Client datagrams that became entries.
+    pub entries: u64,
+    /// Ticks appended.
+    pub ticks: u64,
+    /// Outputs handed to the kernel.
+    pub released: u64,
+    /// Outputs that came again after they had been taken.
+    pub repeated_outputs: u64,
+    /// Outputs taken from a member that was not master.
+    pub rescued_outputs: u64,
+    /// Late outputs asked of another member.
+    pub hedges: u64,
+    /// Entries sent again because an ack was late.
+    pub probes: u64,
+    /// Naks sent by this shard's members.
+    pub naks_sent: u64,
+    /// Naks received from members.
+    pub naks: u64,
+    /// Slots whose master changed.
+    pub master_changes: u64,
+    /// Members given up because they fell out of the window.
+    pub demotions: u64,
+    /// Digest checkpoints at which members differed.
+    pub divergences: u64,
+    /// Segments executed by this shard's members that were not first of their kind, or out of term.
+    pub refused_segments: u64,
+    /// Client datagrams dropped: not the owner.
+    pub drop_not_owner: u64,
+    /// Client datagrams dropped: wrong shard.
+    pub drop_wrong_shard: u64,
+    /// Client datagrams dropped: too long.
+    pub drop_too_long: u64,
+    /// Client datagrams dropped: window full.
+    pub drop_window_full: u64,
+    /// Client datagrams dropped: retained bytes at their limit.
+    pub drop_retain_full: u64,
+    /// Frames dropped: of another term, or of an old owner.
+    pub drop_term: u64,
+    /// Frames dropped: of another incarnation, or of a node that has not joined.
+    pub drop_incarnation: u64,
+    /// Frames dropped: they claim what was never sent, or lie outside what is kept.
+    pub drop_ahead: u64,
+    /// Frames dropped: malformed.
+    pub drop_malformed: u64,
+    /// Frames dropped: for a slot this node has no part in.
+    pub drop_no_slot: u64,
+    /// Packets refused by the application because a slot was full of calls.
+    pub calls_refused: u64,
+    /// Calls ended by a panic of the application.
+    pub calls_panicked: u64,
+    /// Outputs dropped by the application's call table: too long, or too many for one entry.
+    pub outputs_dropped: u64,
+    /// Gauge: live calls.
+    pub calls: u64,
+    /// Gauge: bytes reserved for the calls.
+    pub calls_bytes: u64,
+    /// Gauge: slots this shard owns.
+    pub slots_owned: u64,
+    /// Gauge: slots this shard is a member of.
+    pub slots_member: u64,
+    /// Gauge: owned slots by master, as (node, slots).
+    pub masters: Vec<(u16, u64)>,
+    /// Gauge: owned slots in which some member does not count.
+    pub slots_short: u64,
+    /// Gauge: entries that wait for their outputs, over all owned slots.
+    pub waiting: u64,
+    /// Gauge: bytes of entries and outputs kept, owner and member side.
+    pub retained_bytes: u64,
+    /// Gauge: entries and outputs kept, owner and member side.
+    pub retained_records: u64,
+    /// Gauge: the delay after which late outputs are asked of another member, in ns.
+    pub hedge_after_ns: u64,
+    /// Gauge: the longest log retained by one slot, in records.
+    pub longest_log: u64,
+}
+
+impl ShardStats {
+    /// Counts a dropped client datagram.
+    pub fn drop(&mut self, reason: DropReason) {
+        match reason {
+            DropReason::NotOwner => self.drop_not_owner += 1,
+            DropReason::WrongShard => self.drop_wrong_shard += 1,
+            DropReason::TooLong => self.drop_too_long += 1,
+            DropReason::WindowFull => self.drop_window_full += 1,
+            DropReason::RetainFull => self.drop_retain_full += 1,
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! Shards of several nodes joined by hand, without faults of their own: what each rule does when it is needed.
+
+use super::{DropReason, Outbox, Shard, ShardConfig};
+use crate::app::table::TableLimits;
+use crate::app::{BadSnapshot, CallApp, Context, Inbound, TimerId, Unclassified};
+use crate::proto::Safeguards;
+use crate::proto::map::{ClusterMap, MapNode};
+use crate::types::{Boot, CallKey, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
+use std::sync::Arc;
+
+const CLIENT: Endpoint = Endpoint { ip: [9; 16], port: 5060 };
+/// A first byte that asks [`Counting`] for a timer.
+const TIMER: u8 = b'T';
+
+/// Answers with its count and the packet; sets a timer for packets that ask for one.
+struct Counting;
+
+impl CallApp for Counting {
+    type Call = u8;
+    type Shared = ();
+    type Change = ();
+
+    fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified> {
+        packet.payload.first().map(|b| CallKey(u128::from(*b))).ok_or(Unclassified::NoKey)
+    }
+
+    fn open(&self, _: CallKey, _: Nanos) -> u8 {
+        0
+    }
+
+    fn on_packet(
+        &self,
+        count: &mut u8,
+        ctx: &mut impl Context<Shared = (), Change = ()>,
+        packet: &Inbound<'_>,
+    ) {
+        *count += 1;
+        ctx.send(packet.local, packet.source, &[&[*count], packet.payload]);
+        if packet.payload[0] == TIMER {
+            ctx.set_timer(TimerId(1), ctx.now() + Nanos::from_millis(500));
+        }
+    }
+
+    fn on_timer(&self, _: &mut u8, ctx: &mut impl Context<Shared = (), Change = ()>, _: TimerId) {
+        ctx.send(LocalId(0), CLIENT, &[b"fired"]);
+    }
+
+    fn apply(&self, (): &mut (), (): ()) {}
+
+    fn snapshot(&self, count: &u8, out: &mut Vec<u8>) -> u16 {
+        out.push(*count);
+        1
+    }
+
+    fn restore(&self, _: u16, bytes: &[u8]) -> Result<u8, BadSnapshot> {
+        Ok(bytes[0])
+    }
+
+    fn snapshot_shared(&self, (): &(), _: &mut Vec<u8>) -> u16 {
+        1
+    }
+
+    fn restore_shared(&self, _: u16, _: &[u8]) -> Result<(), BadSnapshot> {
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Sent {
+    peer: Vec<(NodeId, Vec<u8>)>,
+    client: Vec<Vec<u8>>,
+    multicast: usize,
+}
+
+impl Outbox for Sent {
+    fn peer(&mut self, to: NodeId, plaintext: &[u8]) {
+        self.peer.push((to, plaintext.to_vec()));
+    }
+    fn multicast(&mut self, to: NodeSet, plaintext: &[u8]) {
+        self.multicast += 1;
+        to.iter().for_each(|node| self.peer.push((node, plaintext.to_vec())));
+    }
+    fn client(&mut self, _: Slot, _: LocalId, _: Endpoint, bytes: &[u8]) {
+        self.client.push(bytes.to_vec());
+    }
+}
+
+/// Three nodes, time that moves when told to, and a choice of which nodes are cut off.
+struct Cluster {
+    shards: Vec<Shard<Counting>>,
+    now: Now,
+    cut: NodeSet,
+    replies: Vec<Vec<u8>>,
+    multicasts: usize,
+}
+
+impl Cluster {
+    fn new(nodes: u16, change: impl Fn(&mut ShardConfig)) -> Cluster {
+        let map_nodes = (1..=nodes).map(|n| MapNode { id: NodeId(n), host: HostId(n) }).collect();
+        let map = Arc::new(ClusterMap::fixed(16, map_nodes, NodeId(1), 1, usize::from(nodes), 0).unwrap());
+        let now = Now { mono: Nanos::from_secs(1), wall: Nanos::from_secs(1_000_000) };
+        let shards = (1..=nodes).map(|n| {
+            let mut config = ShardConfig {
+                me: NodeId(n),
+                boot: Boot(u64::from(n)),
+                shard: 0,
+                shards: 1,
+                map: map.clone(),
+                datagram_room: 1400,
+                window: 100,
+                retain_bytes: 1 << 20,
+                limits: TableLimits { max_calls: 100, idle: Nanos::MAX },
+                digest_every: 4,
+                hedge_after: Nanos::from_millis(1),
+                multicast: false,
+                safeguards: Safeguards::default(),
+            };
+            change(&mut config);
+            Shard::new(config, Counting)
+        });
+        let mut cluster = Cluster {
+            shards: shards.collect(),
+            now,
+            cut: NodeSet::EMPTY,
+            replies: Vec::new(),
+            multicasts: 0,
+        };
+        for at in 0..cluster.shards.len() {
+            for peer in 1..=nodes {
+                cluster.shards[at].on_join(now, NodeId(peer), Boot(u64::from(peer)));
+            }
+        }
+        cluster.settle();
+        cluster
+    }
+
+    fn send(&mut self, payload: &[u8]) -> Result<(), DropReason> {
+        let packet = Inbound { source: CLIENT, local: LocalId(0), payload };
+        let key = Counting.classify(&packet).unwrap();
+        self.shards[0].on_client(self.now, key, &packet)
+    }
+
+    /// Flushes and delivers until nothing moves.
+    fn settle(&mut self) {
+        for _ in 0..50 {
+            let mut moved = false;
+            for at in 0..self.shards.len() {
+                let mut sent = Sent::default();
+                self.shards[at].on_timeout(self.now);
+                self.shards[at].flush(self.now, &mut sent);
+                self.shards[at].on_sent(self.now, sent.client.len());
+                self.replies.append(&mut sent.client);
+                self.multicasts += sent.multicast;
+                let from = NodeId(at as u16 + 1);
+                for (to, bytes) in sent.peer {
+                    moved = true;
+                    if !self.cut.contains(to) && !self.cut.contains(from) {
+                        self.shards[usize::from(to.0) - 1].on_peer(
+                            self.now,
+                            from,
+                            Boot(u64::from(from.0)),
+                            &bytes,
+                        );
+                    }
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+        panic!("the cluster does not come to rest");
+    }
+
+    fn pass(&mut self, time: Nanos) {
+        let step = Nanos::from_micros(500);
+        let end = self.now.mono + time;
+        while self.now.mono < end {
+            self.now.mono = self.now.mono + step;
+            self.now.wall = self.now.wall + step;
+            self.settle();
+        }
+    }
+
+    fn suspect(&mut self, node: u16) {
+        let mut suspects = NodeSet::EMPTY;
+        suspects.insert(NodeId(node));
+        self.shards[0].on_suspects(self.now, suspects);
+    }
+
+    fn digests(&self) -> Vec<Vec<super::SlotDigest>> {
+        self.shards.iter().map(Shard::digests).collect()
+    }
+}
+
+#[test]
+fn every_packet_is_answered_once_and_in_order_by_mirrors_that_agree() {
+    for nodes in [1, 2, 3, 5] {
+        let mut cluster = Cluster::new(nodes, |_| {});
+        for n in 0..40u8 {
+            cluster.send(&[n % 5, n]).unwrap();
+            cluster.settle();
+        }
+        let expected: Vec<_> = (0..40u8).map(|n| vec![n / 5 + 1, n % 5, n]).collect();
+        assert_eq!(cluster.replies, expected, "{nodes} nodes");
+        let digests = cluster.digests();
+        assert!(!digests[0].is_empty() && digests.iter().all(|d| *d == digests[0]));
+        cluster.pass(Nanos::from_millis(600));
+        for shard in &cluster.shards {
+            let stats = shard.stats();
+            assert_eq!((stats.retained_records, stats.hedges, stats.divergences), (0, 0, 0), "{stats:?}");
+        }
+    }
+}
+
+#[test]
+fn multicast_serves_all_members_with_one_datagram() {
+    for multicast in [false, true] {
+        let mut cluster = Cluster::new(3, |config| config.multicast = multicast);
+        cluster.send(&[1, 0]).unwrap();
+        cluster.settle();
+        assert_eq!(cluster.multicasts, 0, "members that have not begun get their own datagrams");
+        (1..20u8).for_each(|n| cluster.send(&[1, n]).unwrap());
+        cluster.settle();
+        assert_eq!(cluster.replies.len(), 20);
+        assert!(cluster.digests().iter().all(|d| *d == cluster.digests()[0]));
+        assert_eq!(cluster.multicasts, usize::from(multicast), "19 entries, one datagram");
+    }
+}
+
+#[test]
+fn a_dead_master_is_replaced_by_one_header_and_its_replies_come_from_the_next_member() {
+    let mut cluster = Cluster::new(3, |_| {});
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    assert_eq!(cluster.replies.len(), 16);
+    cluster.cut.insert(NodeId(2));
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    let answered = cluster.replies.len();
+    assert!((16 + 8..16 + 16).contains(&answered), "{answered}: only the slots of node 2 wait");
+    cluster.suspect(2);
+    cluster.settle();
+    assert_eq!(cluster.replies.len(), 32);
+    assert!(cluster.shards[0].stats().master_changes > 0);
+}
+
+#[test]
+fn late_outputs_are_asked_of_the_next_member_before_anybody_is_suspected() {
+    let mut cluster = Cluster::new(3, |_| {});
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    cluster.cut.insert(NodeId(3));
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    assert!(cluster.replies.len() < 32);
+    let masters = cluster.shards[0].stats().masters;
+    cluster.pass(Nanos::from_millis(3));
+    assert_eq!(cluster.replies.len(), 32);
+    let stats = cluster.shards[0].stats();
+    assert!(stats.hedges > 0 && stats.rescued_outputs > 0 && stats.masters == masters, "{stats:?}");
+}
+
+#[test]
+fn nothing_is_released_without_a_commit_set() {
+    let mut cluster = Cluster::new(3, |_| {});
+    cluster.cut.insert(NodeId(2));
+    cluster.cut.insert(NodeId(3));
+    cluster.send(&[0]).unwrap();
+    cluster.pass(Nanos::from_millis(100));
+    assert!(cluster.replies.is_empty());
+    cluster.cut.remove(NodeId(3));
+    cluster.pass(Nanos::from_millis(100));
+    assert_eq!(cluster.replies, [[1, 0]]);
+}
+
+#[test]
+fn a_member_that_was_cut_off_catches_up_and_its_masterships_come_back() {
+    let mut cluster = Cluster::new(3, |_| {});
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    let before = cluster.shards[0].stats().masters;
+    cluster.cut.insert(NodeId(2));
+    cluster.suspect(2);
+    for _ in 0..3 {
+        (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+        cluster.pass(Nanos::from_millis(5));
+    }
+    assert_eq!(cluster.replies.len(), 64);
+    cluster.cut = NodeSet::EMPTY;
+    cluster.shards[0].on_suspects(cluster.now, NodeSet::EMPTY);
+    cluster.pass(Nanos::from_millis(20));
+    assert!(cluster.digests().iter().all(|d| *d == cluster.digests()[0]));
+    assert_ne!(cluster.shards[0].stats().masters, before, "masterships come back later");
+    cluster.pass(Nanos::from_secs(2));
+    assert_eq!(cluster.shards[0].stats().masters, before);
+    assert_eq!(cluster.replies.len(), 64);
+}
+
+#[test]
+fn a_new_life_of_a_node_counts_for_nothing() {
+    let mut cluster = Cluster::new(3, |_| {});
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    cluster.shards[0].on_join(cluster.now, NodeId(3), Boot(99));
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.pass(Nanos::from_millis(5));
+    let stats = cluster.shards[0].stats();
+    assert_eq!((cluster.replies.len(), stats.slots_short), (32, 16));
+    assert!(stats.masters.iter().all(|(node, _)| *node != 3), "{:?}", stats.masters);
+}
+
+#[test]
+fn timers_fire_by_ticks_and_their_outputs_are_released_like_any_other() {
+    let mut cluster = Cluster::new(3, |_| {});
+    cluster.send(&[TIMER]).unwrap();
+    cluster.settle();
+    assert_eq!(cluster.replies.len(), 1);
+    cluster.pass(Nanos::from_millis(490));
+    assert_eq!(cluster.replies.len(), 1);
+    cluster.pass(Nanos::from_millis(20));
+    assert_eq!(cluster.replies[1..], [b"fired"]);
+    assert_eq!(cluster.shards[0].stats().ticks, 1);
+}
+
+#[test]
+fn a_full_window_pushes_back_and_every_drop_is_counted() {
+    let mut cluster = Cluster::new(3, |config| config.window = 10);
+    cluster.cut.insert(NodeId(2));
+    cluster.cut.insert(NodeId(3));
+    let refused = (0..50).filter(|_| cluster.send(&[1]) == Err(DropReason::WindowFull)).count();
+    assert_eq!(refused, 40);
+    let long = vec![1; 65_001];
+    assert_eq!(cluster.send(&long), Err(DropReason::TooLong));
+    let stats = cluster.shards[0].stats();
+    assert_eq!((stats.entries, stats.drop_window_full, stats.drop_too_long), (10, 40, 1));
+    cluster.cut = NodeSet::EMPTY;
+    cluster.pass(Nanos::from_millis(500));
+    assert_eq!(cluster.replies.len(), 10);
+}
+
+#[test]
+fn a_member_that_stays_away_is_given_up_when_its_entries_fill_the_memory() {
+    let mut cluster = Cluster::new(3, |config| config.retain_bytes = 10_000);
+    cluster.send(&[1; 200]).unwrap();
+    cluster.settle();
+    cluster.cut.insert(NodeId(3));
+    cluster.suspect(3);
+    for _ in 0..200 {
+        cluster.send(&[1; 200]).unwrap();
+        cluster.settle();
+    }
+    let stats = cluster.shards[0].stats();
+    assert_eq!((cluster.replies.len(), stats.demotions), (201, 1));
+    assert!(stats.retained_bytes < 30_000, "{}", stats.retained_bytes);
+}
+
+#[test]
+fn hostile_frames_from_a_peer_are_counted_and_change_nothing() {
+    let mut cluster = Cluster::new(3, |_| {});
+    cluster.send(&[1, 1]).unwrap();
+    cluster.settle();
+    let now = cluster.now;
+    let mut junk = vec![1u8, 200, 0];
+    junk.extend([0xff; 200]);
+    for kind in 0..20u8 {
+        junk[0] = kind;
+        for len in 0..junk.len() {
+            junk[1] = len.saturating_sub(3) as u8;
+            cluster.shards[0].on_peer(now, NodeId(2), Boot(2), &junk[..len]);
+            cluster.shards[1].on_peer(now, NodeId(1), Boot(1), &junk[..len]);
+        }
+    }
+    cluster.settle();
+    cluster.send(&[1, 2]).unwrap();
+    cluster.pass(Nanos::from_millis(10));
+    assert_eq!(cluster.replies, [[1, 1, 1], [2, 1, 2]]);
+    assert!(cluster.shards[0].stats().drop_malformed > 0);
+}

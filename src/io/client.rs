@@ -1,0 +1,149 @@
+//! One shard's socket on one service endpoint: where clients' datagrams arrive and replies leave.
+//!
+//! All shards bind the same endpoint (`SO_REUSEPORT`); the kernel gives each client's datagrams to one of them.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use super::sys_recv::RecvBatch;
+use super::sys_send::{SendBatch, Sent};
+use super::sys_socket::{self, Buffers};
+use super::tally::Tally;
+use crate::types::LocalId;
+
+/// Messages in one system call.
+const WIDTH: usize = 64;
+/// The most bytes of replies that wait for one socket; what is over is dropped and counted.
+const QUEUE_BYTES: usize = 4 << 20;
+/// What is asked of the kernel for each direction.
+const SOCKET_BYTES: usize = 4 << 20;
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct ClientSocket {
+    local: LocalId,
+    socket: UdpSocket,
+    out: SendBatch,
+    blocked: bool,
+}
+
+impl ClientSocket {
+    /// Binds `endpoint`, sharing it with the other shards' sockets.
+    ///
+    /// # Errors
+    /// From `bind(2)`. Whether somebody else has the endpoint must be asked before the first shard binds
+    /// it: [`sys_socket::probe_free`].
+    pub fn bind(local: LocalId, endpoint: SocketAddr) -> io::Result<(ClientSocket, Buffers)> {
+        let socket = sys_socket::bind(endpoint, true)?;
+        let buffers = sys_socket::set_buffers(socket.as_fd(), SOCKET_BYTES)?;
+        let out = SendBatch::new(WIDTH, QUEUE_BYTES, false);
+        Ok((ClientSocket { local, socket, out, blocked: false }, buffers))
+    }
+
+    /// Which of the cluster's service endpoints this is.
+    pub fn local(&self) -> LocalId {
+        self.local
+    }
+
+    /// The descriptor, to be watched.
+    pub fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    /// Whether replies wait for the socket to become writable.
+    pub fn blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Receives one batch. `WouldBlock` when nothing is there.
+    ///
+    /// # Errors
+    /// As [`RecvBatch::recv`].
+    pub fn recv(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+        batch.recv(self.socket.as_fd())
+    }
+
+    /// Queues a reply. `tag` must grow with every call; see [`ClientSocket::first_unsent`].
+    pub fn push(&mut self, tag: u64, to: SocketAddr, bytes: &[u8], tally: &mut Tally) {
+        if self.out.push(Some(to), tag, bytes) {
+            tally.client_sent += 1;
+        } else {
+            tally.dropped.client_queue_full += 1;
+        }
+    }
+
+    /// Sends what is queued, as far as the kernel takes it.
+    pub fn flush(&mut self, tally: &mut Tally) {
+        self.blocked = loop {
+            match self.out.send(self.socket.as_fd()) {
+                Sent::All => break false,
+                Sent::Blocked => {
+                    tally.client_blocked += 1;
+                    break true;
+                }
+                Sent::Refused(_) => {
+                    tally.dropped.client_send_failed += 1;
+                    tally.client_sent -= 1;
+                    self.out.skip();
+                }
+            }
+        };
+    }
+
+    /// The tag of the oldest reply that still waits: all before it were sent, or dropped and counted.
+    pub fn first_unsent(&self) -> Option<u64> {
+        self.out.front_tag()
+    }
+
+    /// Datagrams the kernel dropped because this socket was read too slowly.
+    pub fn kernel_drops(&self) -> u64 {
+        sys_socket::kernel_drops(self.socket.as_fd()).map_or(0, u64::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (ClientSocket, UdpSocket) {
+        let (socket, _) = ClientSocket::bind(LocalId(0), "127.0.0.1:0".parse().unwrap()).unwrap();
+        (socket, UdpSocket::bind("127.0.0.1:0").unwrap())
+    }
+
+    #[test]
+    fn replies_leave_from_the_endpoint_the_client_asked() {
+        let (mut server, client) = pair();
+        let endpoint = server.socket.local_addr().unwrap();
+        client.connect(endpoint).unwrap();
+        client.send(b"ask").unwrap();
+        let mut batch = RecvBatch::new(4, 100);
+        assert_eq!(server.recv(&mut batch).unwrap(), 1);
+        let source = batch.get(0).unwrap().source.unwrap();
+        let mut tally = Tally::default();
+        server.push(1, source, b"answer", &mut tally);
+        assert_eq!(server.first_unsent(), Some(1));
+        server.flush(&mut tally);
+        assert_eq!(server.first_unsent(), None);
+        let mut buffer = [0; 10];
+        assert_eq!(client.recv(&mut buffer).unwrap(), 6);
+        assert_eq!(tally.client_sent, 1);
+    }
+
+    #[test]
+    fn what_is_over_the_bound_or_refused_is_counted_and_the_rest_goes() {
+        let (mut server, client) = pair();
+        let to = client.local_addr().unwrap();
+        let mut tally = Tally::default();
+        server.push(1, "255.255.255.255:9".parse().unwrap(), b"no", &mut tally);
+        server.push(2, to, b"yes", &mut tally);
+        server.flush(&mut tally);
+        assert_eq!((tally.client_sent, tally.dropped.client_send_failed), (1, 1));
+        let whole = vec![0; QUEUE_BYTES / 64];
+        for tag in 3..68 {
+            server.push(tag, to, &whole, &mut tally);
+        }
+        assert_eq!((tally.client_sent, tally.dropped.client_queue_full), (65, 1));
+        assert_eq!(server.first_unsent(), Some(3));
+    }
+}

@@ -1,0 +1,13 @@
+//! Floor 5: the epoll shell around the core, with real sockets, threads and clocks.
+//!
+//! Unsafe code lives in the `sys_*` files alone, each call beside the kernel's contract for it.
+
+pub mod client;
+pub mod peer;
+pub mod raw;
+pub mod sys_recv;
+pub mod sys_send;
+pub mod sys_socket;
+pub mod sys_thread;
+pub mod sys_time;
+pub mod tally;

@@ -1,0 +1,113 @@
+//! What one thread received, sent and dropped, by reason: plain counters, written by that thread alone and
+//! merged when somebody asks.
+
+use serde::Serialize;
+
+use crate::wire::datagram::OpenError;
+
+/// Counters of one thread since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Datagrams received from clients.
+    pub client_received: u64,
+    /// Datagrams queued for clients, less those the kernel refused.
+    pub client_sent: u64,
+    /// Client datagrams handed to another shard, because the kernel gave them to this one.
+    pub handed_over: u64,
+    /// Times a client socket's send buffer was full.
+    pub client_blocked: u64,
+    /// Sealed datagrams received from nodes and tools, good or bad.
+    pub peer_received: u64,
+    /// Sealed datagrams queued for other nodes.
+    pub peer_sent: u64,
+    /// Bytes of them.
+    pub peer_sent_bytes: u64,
+    /// Times a peer socket's send buffer was full.
+    pub peer_blocked: u64,
+    /// ICMP port-unreachable reports.
+    pub refused: u64,
+    /// Peer sockets for which the kernel would not cut datagrams (no UDP_SEGMENT).
+    pub gso_off: u64,
+    /// Turns of the loop.
+    pub turns: u64,
+    /// Turns that began more than a millisecond after the deadline they slept for.
+    pub late_turns: u64,
+    /// What was dropped.
+    pub dropped: Dropped,
+}
+
+/// Datagrams that went no further, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Dropped {
+    /// From a client: longer than can be logged, cut off on receipt.
+    pub client_too_long: u64,
+    /// From a client: belonging to no call.
+    pub client_no_call: u64,
+    /// From a client: refused by the slot's owner side (not the owner, window full, no commit set).
+    pub client_refused: u64,
+    /// From a client: the ring to the shard that has its slot was full.
+    pub ring_full: u64,
+    /// To a client: over the bound of the send queue.
+    pub client_queue_full: u64,
+    /// To a client: refused by the kernel (no route, firewall, too long).
+    pub client_send_failed: u64,
+    /// To a node: over the bound of the send queue.
+    pub peer_queue_full: u64,
+    /// To a node: refused by the kernel (nobody listens, no route, firewall).
+    pub peer_send_failed: u64,
+    /// To a node: its life is not known yet, nobody has greeted.
+    pub peer_not_met: u64,
+    /// Between nodes: opened, but by a thread it is not for, or naming no life where it must.
+    pub peer_misdirected: u64,
+    /// Between nodes: cut off on receipt.
+    pub peer_too_long: u64,
+    /// Between nodes: not opened.
+    pub not_opened: NotOpened,
+    /// Dropped by the kernel, because this thread read too slowly.
+    pub kernel_receive_full: u64,
+}
+
+/// Datagrams that could not be opened, by reason: see [`OpenError`].
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct NotOpened([u64; OpenError::ALL.len()]);
+
+impl NotOpened {
+    /// Counts one.
+    pub fn count(&mut self, reason: OpenError) {
+        self.0[reason as usize] += 1;
+    }
+
+    /// How many for this reason.
+    pub fn of(&self, reason: OpenError) -> u64 {
+        self.0[reason as usize]
+    }
+
+    /// How many for all reasons.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}
+
+impl Serialize for NotOpened {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(OpenError::ALL.iter().map(|reason| (reason.name(), self.of(*reason))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_counted_and_written_by_name() {
+        let mut dropped = Dropped::default();
+        dropped.not_opened.count(OpenError::Forged);
+        dropped.not_opened.count(OpenError::Forged);
+        dropped.not_opened.count(OpenError::Short);
+        assert_eq!((dropped.not_opened.of(OpenError::Forged), dropped.not_opened.total()), (2, 3));
+        let json = serde_json::to_value(&dropped).unwrap();
+        assert_eq!(json["not_opened"]["forged"], 2);
+        assert_eq!(json["not_opened"]["short"], 1);
+        assert_eq!(json["not_opened"]["replayed"], 0);
+    }
+}
