@@ -179,31 +179,30 @@ impl Checker {
         Ok(())
     }
 
-    /// Whether nothing is left to do: every accepted packet executed, every output released, every timer
-    /// of the past fired, and every node of `connected` as far as the furthest. Invariant 6 (liveness)
-    /// wants this to become true; `None` is yes, otherwise what is missing.
-    pub fn unfinished(&self, connected: &[NodeId]) -> Option<String> {
-        self.slots
-            .iter()
-            .enumerate()
-            .find_map(|(slot, view)| {
-                let what = view.unfinished()?;
-                Some(format!("slot {slot}: {what}"))
-            })
-            .or_else(|| self.behind(connected))
+    /// What is left to do: every accepted packet is to be executed, every output released, every timer of
+    /// the past fired, and every node of `connected` as far as the furthest (if owners have given up
+    /// members, only a commit set of each slot). Invariant 6 (liveness) wants this to become nothing.
+    pub fn unfinished(&self, connected: &[NodeId], given_up: bool) -> Option<String> {
+        let mut slots = self.slots.iter().enumerate();
+        let work = slots.find_map(|(slot, view)| Some(format!("slot {slot}: {}", view.unfinished()?)));
+        work.or_else(|| self.behind(connected, given_up))
     }
 
-    /// Who of `connected` is not as far as the furthest member of a slot.
-    fn behind(&self, connected: &[NodeId]) -> Option<String> {
+    /// Which slot has members that are not as far as the furthest.
+    fn behind(&self, connected: &[NodeId], given_up: bool) -> Option<String> {
         self.slots.iter().enumerate().find_map(|(slot, view)| {
             let end = view.end();
-            let members = self.layout.members[slot].iter().filter(|m| connected.contains(m));
             let at = |m: NodeId| {
                 let life = (m, self.boots[usize::from(m.0) - 1]);
                 view.members.get(&life).copied().unwrap_or_default()
             };
-            let mut late = members.filter(|m| at(**m) != end);
-            late.next().map(|m| format!("slot {slot}: {m} is at {:?}, others at {end:?}", at(*m)))
+            let members = self.layout.members[slot].iter().copied().filter(|m| connected.contains(m));
+            let (there, late): (Vec<NodeId>, Vec<NodeId>) = members.partition(|m| at(*m) == end);
+            if given_up && self.layout.commits(slot as u16, &there) {
+                return None;
+            }
+            let first = late.first()?;
+            Some(format!("slot {slot}: {first} is at {:?}, others at {end:?}", at(*first)))
         })
     }
 

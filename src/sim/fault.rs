@@ -166,6 +166,22 @@ pub struct Load {
     pub panics: bool,
 }
 
+/// Settings of the core that worlds differ in.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// See `ShardConfig::window`.
+    pub window: u64,
+    /// See `ShardConfig::datagram_room`.
+    pub datagram_room: usize,
+    /// See `ShardConfig::hedge_after`.
+    pub hedge_after: Nanos,
+    /// See `ShardConfig::multicast`.
+    pub multicast: bool,
+}
+
+/// A window no world of this length fills: nobody falls out of it.
+pub const WIDE: u64 = 4_096;
+
 /// Everything that is drawn before a world starts.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -177,6 +193,10 @@ pub struct Scenario {
     pub base: LinkBase,
     /// The clients.
     pub load: Load,
+    /// The core's settings.
+    pub settings: Settings,
+    /// Whether the clients speak up again long after all has healed.
+    pub encore: bool,
     /// What goes wrong, in order of time.
     pub faults: Vec<Planned>,
     /// Drives everything else.
@@ -194,6 +214,10 @@ impl Scenario {
             scenario.faults.push(planned);
         }
         scenario.keep_a_commit_set();
+        // A member that falls out of a small window does not come back yet, so it must not be missed later.
+        if scenario.crashed().next().is_none() && rng.chance(250) {
+            scenario.settings.window = rng.pick(&[4, 16, 64]);
+        }
         scenario.faults.sort_by_key(|planned| planned.from);
         scenario.rng = rng.split();
         scenario
@@ -227,7 +251,14 @@ impl Scenario {
             pause: Nanos::from_micros(rng.range(150, 900)),
             panics: rng.chance(300),
         };
-        Scenario { layout, clocks, base, load, faults: Vec::new(), rng: rng.split() }
+        let settings = Settings {
+            window: WIDE,
+            datagram_room: rng.pick(&[600, 1_372, 1_372, 8_900]),
+            hedge_after: Nanos::from_micros(rng.pick(&[300, 1_000, 3_000])),
+            multicast: rng.chance(250),
+        };
+        let encore = rng.chance(200);
+        Scenario { layout, clocks, base, load, settings, encore, faults: Vec::new(), rng: rng.split() }
     }
 
     fn draw_fault(&self, rng: &mut Rng) -> Planned {

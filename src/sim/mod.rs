@@ -2,8 +2,12 @@
 //! seed, over a virtual network with virtual clocks, and a checker looks on from outside.
 
 pub mod checker;
+pub mod coverage;
 pub mod fault;
 pub mod model;
 pub mod net;
+pub mod node;
 pub mod rng;
+pub mod spy;
 pub mod test_app;
+pub mod world;
