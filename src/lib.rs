@@ -5,6 +5,8 @@
 //! ARCHITECTURE.md: [`types`]; `wire`, `config`; `proto`, [`app`]; [`engine`]; `sim`, `io`; `cli`.
 
 pub mod app;
+pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod io;
 pub mod proto;

@@ -1,3 +1,45 @@
 //! The `tandem` command.
 
-fn main() {}
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use tandem::cli::{self, BadUsage, conclude, one_line};
+
+/// Keeps stateful UDP calls alive when machines die.
+#[derive(Parser)]
+#[command(name = "tandem", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do, one variant a command.
+#[derive(Subcommand)]
+enum Command {
+    /// Print the effective settings, where they come from and what they mean
+    Config(cli::config::ConfigArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return conclude(Err(usage(&error).into())),
+    };
+    conclude(match cli.command {
+        Command::Config(args) => cli::config::run(&args),
+    })
+}
+
+/// What clap found wrong, in one line.
+fn usage(error: &clap::Error) -> BadUsage {
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return BadUsage("no command given (`tandem --help` lists them)".into());
+    }
+    let text = error.to_string();
+    let said = text.split("\n\nUsage:").next().unwrap_or_default();
+    let said = said.split("\n\nFor more information").next().unwrap_or_default();
+    BadUsage(format!("{} (`tandem --help` tells more)", one_line(said.trim_start_matches("error:"))))
+}

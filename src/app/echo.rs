@@ -1,6 +1,7 @@
 //! The smallest application: answers each datagram with its own bytes and a trailer
 //! ([`EchoTrailer`]) that lets a client prove order, loss, duplication and continuity.
 
+use crate::app::classify::KeyExtractor;
 use crate::app::{BadSnapshot, CallApp, Context, Inbound, TimerId, Unclassified};
 use crate::types::{CallKey, Nanos, NodeId, Position};
 use crate::wire::echo::EchoTrailer;
@@ -12,7 +13,7 @@ const CALL_FORM: u16 = 1;
 #[derive(Clone, Debug)]
 pub struct Echo {
     /// Tells calls apart.
-    pub keys: fn(&Inbound<'_>) -> Result<CallKey, Unclassified>,
+    pub keys: KeyExtractor,
 }
 
 impl CallApp for Echo {
@@ -22,7 +23,7 @@ impl CallApp for Echo {
     type Change = ();
 
     fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified> {
-        (self.keys)(packet)
+        self.keys.key(packet)
     }
 
     fn open(&self, _: CallKey, _: Nanos) -> u64 {
@@ -80,12 +81,13 @@ impl CallApp for Echo {
 #[cfg(test)]
 mod tests {
     use super::Echo;
+    use crate::app::classify::{KeyExtractor, KeyRule};
     use crate::app::table::{CallTable, OutputSink, Place, TableLimits};
     use crate::app::{CallApp, Inbound};
     use crate::types::{CallKey, Endpoint, LocalId, Nanos, NodeId, Position, Slot};
     use crate::wire::echo::{EchoTrailer, split};
 
-    const ECHO: Echo = Echo { keys: |packet| Ok(CallKey(packet.source.port.into())) };
+    const ECHO: Echo = Echo { keys: KeyExtractor { rule: KeyRule::Source, seed: 1 } };
     const LIMITS: TableLimits = TableLimits { max_calls: 10, idle: Nanos::MAX };
 
     struct Replies(Vec<(bool, LocalId, Endpoint, Vec<u8>)>);
@@ -102,6 +104,7 @@ mod tests {
         let source = Endpoint { ip: [9; 16], port: 5060 };
         let packet = Inbound { source, local: LocalId(2), payload: b"hello" };
         let key = CallKey(0xabcd_0000_0000_0000_1234);
+        assert_eq!(ECHO.classify(&packet), ECHO.keys.key(&packet));
         let mut replies = Replies(Vec::new());
         for position in [41, 42] {
             let place = Place { position: Position(position), time: Nanos(1) };

@@ -4,6 +4,7 @@
 //! bytes. What an application may use is in its arguments and nowhere else: logical time, a random
 //! source seeded per call, the slot's shared state, and the output buffer.
 
+pub mod classify;
 pub mod echo;
 pub mod table;
 

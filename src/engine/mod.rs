@@ -15,6 +15,7 @@
 //!
 //! No method blocks, reads a clock, or calls back into the driver other than through the outbox.
 
+pub mod control;
 mod flush;
 mod lane;
 mod machine;

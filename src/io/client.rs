@@ -16,8 +16,6 @@ use crate::types::LocalId;
 const WIDTH: usize = 64;
 /// The most bytes of replies that wait for one socket; what is over is dropped and counted.
 const QUEUE_BYTES: usize = 4 << 20;
-/// What is asked of the kernel for each direction.
-const SOCKET_BYTES: usize = 4 << 20;
 
 /// See the module's page.
 #[derive(Debug)]
@@ -29,14 +27,19 @@ pub struct ClientSocket {
 }
 
 impl ClientSocket {
-    /// Binds `endpoint`, sharing it with the other shards' sockets.
+    /// Binds `endpoint`, sharing it with the other shards' sockets, and asks for `buffers`; returns what was
+    /// granted too.
     ///
     /// # Errors
     /// From `bind(2)`. Whether somebody else has the endpoint must be asked before the first shard binds
     /// it: [`sys_socket::probe_free`].
-    pub fn bind(local: LocalId, endpoint: SocketAddr) -> io::Result<(ClientSocket, Buffers)> {
+    pub fn bind(
+        local: LocalId,
+        endpoint: SocketAddr,
+        buffers: Buffers,
+    ) -> io::Result<(ClientSocket, Buffers)> {
         let socket = sys_socket::bind(endpoint, true)?;
-        let buffers = sys_socket::set_buffers(socket.as_fd(), SOCKET_BYTES)?;
+        let buffers = sys_socket::set_buffers(socket.as_fd(), buffers)?;
         let out = SendBatch::new(WIDTH, QUEUE_BYTES, false);
         Ok((ClientSocket { local, socket, out, blocked: false }, buffers))
     }
@@ -49,6 +52,11 @@ impl ClientSocket {
     /// The descriptor, to be watched.
     pub fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
+    }
+
+    /// Whether nothing is queued.
+    pub fn is_idle(&self) -> bool {
+        self.out.is_empty()
     }
 
     /// Whether replies wait for the socket to become writable.
@@ -106,8 +114,10 @@ impl ClientSocket {
 mod tests {
     use super::*;
 
+    const BUFFERS: Buffers = Buffers { recv: 1 << 20, send: 1 << 20 };
+
     fn pair() -> (ClientSocket, UdpSocket) {
-        let (socket, _) = ClientSocket::bind(LocalId(0), "127.0.0.1:0".parse().unwrap()).unwrap();
+        let (socket, _) = ClientSocket::bind(LocalId(0), "127.0.0.1:0".parse().unwrap(), BUFFERS).unwrap();
         (socket, UdpSocket::bind("127.0.0.1:0").unwrap())
     }
 

@@ -2,9 +2,15 @@
 //!
 //! Unsafe code lives in the `sys_*` files alone, each call beside the kernel's contract for it.
 
+pub mod cells;
 pub mod client;
+pub mod control_loop;
+pub mod multicast;
+pub mod operator;
+pub mod outgoing;
 pub mod peer;
 pub mod raw;
+pub mod shard_loop;
 pub mod sys_recv;
 pub mod sys_send;
 pub mod sys_socket;

@@ -1,4 +1,4 @@
-//! One thread's socket to one other node: sealed datagrams, several to a system call.
+//! One thread's socket to one other node (or multicast group): sealed datagrams, several to a system call.
 //!
 //! The sockets of a node's links to all its peers are bound to one address and connected to one peer each, so
 //! that the kernel sorts what arrives, and an ICMP port-unreachable names the peer it came from.
@@ -11,7 +11,6 @@ use super::sys_recv::RecvBatch;
 use super::sys_send::{SendBatch, Sent};
 use super::sys_socket::{self, Buffers};
 use super::tally::Tally;
-use crate::types::NodeId;
 use crate::wire::datagram::{HEADER_LEN, Kind, OVERHEAD, TAG_LEN};
 use crate::wire::seal::{Opened, Opener, Sealer};
 
@@ -19,43 +18,45 @@ use crate::wire::seal::{Opened, Opener, Sealer};
 const WIDTH: usize = 16;
 /// The most bytes that wait for one peer; what is over is dropped, counted, and repaired by the protocol.
 const QUEUE_BYTES: usize = 4 << 20;
-/// What is asked of the kernel for each direction.
-const SOCKET_BYTES: usize = 8 << 20;
 
 /// See the module's page.
 #[derive(Debug)]
-pub struct PeerLink {
-    peer: NodeId,
+pub struct Link {
     socket: UdpSocket,
     out: SendBatch,
     blocked: bool,
 }
 
-impl PeerLink {
-    /// Binds `own` (shared with the links to other peers) and connects to `theirs`.
+impl Link {
+    /// Binds `own` (shared with the links to other peers), connects to `theirs`, and asks for `buffers`; returns
+    /// what was granted too.
     ///
     /// # Errors
     /// From `bind(2)`, `connect(2)` and `setsockopt(2)`. Whether somebody else has `own` must be asked before
     /// the first link binds it: [`sys_socket::probe_free`].
-    pub fn connect(peer: NodeId, own: SocketAddr, theirs: SocketAddr) -> io::Result<(PeerLink, Buffers)> {
+    pub fn connect(own: SocketAddr, theirs: SocketAddr, buffers: Buffers) -> io::Result<(Link, Buffers)> {
         let socket = sys_socket::bind(own, true)?;
         socket.connect(theirs)?;
-        let buffers = sys_socket::set_buffers(socket.as_fd(), SOCKET_BYTES)?;
+        let buffers = sys_socket::set_buffers(socket.as_fd(), buffers)?;
         sys_socket::ignore_path_mtu(socket.as_fd(), own.is_ipv6())?;
         // Without it (before Linux 5.0) every datagram arrives by itself, which costs time and nothing else.
         let _ = sys_socket::enable_gro(socket.as_fd());
-        let out = SendBatch::new(WIDTH, QUEUE_BYTES, true);
-        Ok((PeerLink { peer, socket, out, blocked: false }, buffers))
+        Ok((Link::over(socket), buffers))
     }
 
-    /// The other node.
-    pub fn peer(&self) -> NodeId {
-        self.peer
+    /// A link over a socket that is connected already, or only listened on.
+    pub fn over(socket: UdpSocket) -> Link {
+        Link { socket, out: SendBatch::new(WIDTH, QUEUE_BYTES, true), blocked: false }
     }
 
     /// The descriptor, to be watched.
     pub fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
+    }
+
+    /// Whether nothing is queued.
+    pub fn is_idle(&self) -> bool {
+        self.out.is_empty()
     }
 
     /// Whether datagrams wait for the socket to become writable.
@@ -164,7 +165,7 @@ pub fn open_each(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Boot, NodeSet};
+    use crate::types::{Boot, NodeId, NodeSet};
     use crate::wire::datagram::destination;
     use crate::wire::seal::ClusterKey;
 
@@ -177,8 +178,8 @@ mod tests {
         (a.local_addr().unwrap(), b.local_addr().unwrap())
     }
 
-    fn link(peer: u16, own: SocketAddr, theirs: SocketAddr) -> PeerLink {
-        PeerLink::connect(NodeId(peer), own, theirs).unwrap().0
+    fn link(own: SocketAddr, theirs: SocketAddr) -> Link {
+        Link::connect(own, theirs, Buffers { recv: 1 << 20, send: 1 << 20 }).unwrap().0
     }
 
     fn seals() -> (Sealer, Opener) {
@@ -189,7 +190,7 @@ mod tests {
     }
 
     /// Every plaintext that arrives within half a second of silence.
-    fn receive(link: &PeerLink, opener: &mut Opener, tally: &mut Tally) -> Vec<Vec<u8>> {
+    fn receive(link: &Link, opener: &mut Opener, tally: &mut Tally) -> Vec<Vec<u8>> {
         let mut batch = RecvBatch::new(8, 1 << 16);
         let mut plaintexts = Vec::new();
         while super::super::sys_time::wait_readable(link.socket.as_fd(), 500).unwrap() {
@@ -208,7 +209,7 @@ mod tests {
     #[test]
     fn sealed_datagrams_arrive_in_order_and_are_cut_apart() {
         let (here, there) = addresses();
-        let (mut a, b) = (link(2, here, there), link(1, there, here));
+        let (mut a, b) = (link(here, there), link(there, here));
         let (mut sealer, mut opener) = seals();
         let mut tally = Tally::default();
         let expected: Vec<Vec<u8>> = (0..101_u8).map(|n| vec![n; if n == 100 { 5 } else { 1_200 }]).collect();
@@ -224,8 +225,8 @@ mod tests {
     fn links_on_one_address_hear_their_own_peer_only() {
         let (shared, first) = addresses();
         let (_, second) = addresses();
-        let (to_first, to_second) = (link(1, shared, first), link(1, shared, second));
-        let mut from_first = link(2, first, shared);
+        let (to_first, to_second) = (link(shared, first), link(shared, second));
+        let mut from_first = link(first, shared);
         let (mut sealer, mut opener) = seals();
         let mut tally = Tally::default();
         from_first.push(&mut sealer, Kind::Shard, 0, b"hello", &mut tally);
@@ -238,7 +239,7 @@ mod tests {
     #[test]
     fn garbage_is_counted_and_a_closed_port_is_noticed() {
         let (here, there) = addresses();
-        let (mut a, b) = (link(2, here, there), link(1, there, here));
+        let (mut a, b) = (link(here, there), link(there, here));
         let (mut sealer, mut opener) = seals();
         let mut tally = Tally::default();
         a.socket.send(b"not sealed").unwrap();

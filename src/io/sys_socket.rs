@@ -7,12 +7,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// The buffer sizes the kernel granted, in bytes of payload and bookkeeping (`socket(7)`: it doubles what is asked).
+/// The buffer sizes of a socket in bytes: asked for, or granted (payload and bookkeeping; `socket(7)`: the kernel
+/// doubles what is asked).
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Buffers {
-    /// Granted receive buffer.
+    /// The receive buffer.
     pub recv: usize,
-    /// Granted send buffer.
+    /// The send buffer.
     pub send: usize,
 }
 
@@ -41,19 +42,19 @@ pub fn probe_free(address: SocketAddr) -> io::Result<()> {
     bind(address, false).map(drop)
 }
 
-/// Asks for buffers of `bytes` each way, past the system's limit where allowed (`SO_RCVBUFFORCE`,
+/// Asks for buffers of these sizes, past the system's limit where allowed (`SO_RCVBUFFORCE`,
 /// `SO_SNDBUFFORCE` need CAP_NET_ADMIN), else up to it; returns what was granted.
 ///
 /// # Errors
 /// From `setsockopt(2)` and `getsockopt(2)`.
-pub fn set_buffers(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<Buffers> {
-    let wanted = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+pub fn set_buffers(socket: BorrowedFd<'_>, wanted: Buffers) -> io::Result<Buffers> {
+    let int = |bytes: usize| libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     let view = SockRef::from(&socket);
-    if set_int(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, wanted).is_err() {
-        view.set_recv_buffer_size(bytes)?;
+    if set_int(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, int(wanted.recv)).is_err() {
+        view.set_recv_buffer_size(wanted.recv)?;
     }
-    if set_int(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, wanted).is_err() {
-        view.set_send_buffer_size(bytes)?;
+    if set_int(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, int(wanted.send)).is_err() {
+        view.set_send_buffer_size(wanted.send)?;
     }
     Ok(Buffers { recv: view.recv_buffer_size()?, send: view.send_buffer_size()? })
 }
@@ -165,8 +166,8 @@ mod tests {
     #[test]
     fn buffers_are_reported_as_granted() {
         let socket = any();
-        let granted = set_buffers(socket.as_fd(), 64 << 10).unwrap();
-        assert_eq!(granted, Buffers { recv: 128 << 10, send: 128 << 10 });
+        let granted = set_buffers(socket.as_fd(), Buffers { recv: 64 << 10, send: 32 << 10 }).unwrap();
+        assert_eq!(granted, Buffers { recv: 128 << 10, send: 64 << 10 });
     }
 
     #[test]

@@ -49,7 +49,6 @@ pub fn process_cpu(pid: u32) -> io::Result<Nanos> {
 #[derive(Debug)]
 pub struct TimerFd {
     fd: OwnedFd,
-    armed: Nanos,
 }
 
 impl TimerFd {
@@ -66,47 +65,34 @@ impl TimerFd {
         }
         // SAFETY: the call above returned this descriptor, and nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(TimerFd { fd, armed: Nanos::MAX })
+        Ok(TimerFd { fd })
     }
 
-    /// Fires once at the monotonic time `deadline`, at once if that has passed; [`Nanos::MAX`]: never. Costs a
-    /// system call only if it is not the deadline already set. Takes back a firing that was not waited for.
+    /// Fires once at the monotonic time `deadline`, at once if that has passed; [`Nanos::MAX`]: never. Takes back
+    /// a firing that was not asked about, so an edge-triggered watcher need not read the timer at all.
     ///
     /// # Errors
     /// From `timerfd_settime(2)`.
-    pub fn arm(&mut self, deadline: Nanos) -> io::Result<()> {
-        if deadline == self.armed {
-            return Ok(());
-        }
+    pub fn arm(&self, deadline: Nanos) -> io::Result<()> {
         // An all-zero value would disarm, so the earliest deadline is 1 ns.
         let at = if deadline == Nanos::MAX { 0 } else { deadline.0.max(1) };
-        self.set(libc::TFD_TIMER_ABSTIME, at, 0)?;
-        self.armed = deadline;
-        Ok(())
+        self.set(libc::TFD_TIMER_ABSTIME, at, 0)
     }
 
     /// Fires every `period` from now on, until armed otherwise.
     ///
     /// # Errors
     /// From `timerfd_settime(2)`.
-    pub fn every(&mut self, period: Nanos) -> io::Result<()> {
-        self.set(0, period.0.max(1), period.0.max(1))?;
-        self.armed = Nanos::ZERO;
-        Ok(())
+    pub fn every(&self, period: Nanos) -> io::Result<()> {
+        self.set(0, period.0.max(1), period.0.max(1))
     }
 
     /// Takes note that it fired; returns how often since it was last asked (0: not yet).
-    pub fn take(&mut self) -> u64 {
+    pub fn take(&self) -> u64 {
         let mut count = [0_u8; 8];
         // SAFETY: read(2) on a timerfd writes 8 bytes at the pointer, which is live for 8.
         let got = unsafe { libc::read(self.fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-        if got == count.len() as isize {
-            if self.armed != Nanos::ZERO {
-                self.armed = Nanos::MAX;
-            }
-            return u64::from_ne_bytes(count);
-        }
-        0
+        if got == count.len() as isize { u64::from_ne_bytes(count) } else { 0 }
     }
 
     fn set(&self, flags: libc::c_int, first: u64, period: u64) -> io::Result<()> {
@@ -162,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_timer_fires_once_at_its_deadline() {
-        let mut timer = TimerFd::new().unwrap();
+        let timer = TimerFd::new().unwrap();
         assert!(!wait_readable(timer.as_fd(), 0).unwrap());
         let deadline = mono() + Nanos::from_micros(1_500);
         timer.arm(deadline).unwrap();
@@ -171,14 +157,14 @@ mod tests {
         assert!(mono() >= deadline);
         assert_eq!(timer.take(), 1);
         assert_eq!(timer.take(), 0);
-        // The same deadline again must not be mistaken for the one that is set: it has passed, so it fires at once.
+        // It has passed, so it fires at once.
         timer.arm(deadline).unwrap();
         assert!(wait_readable(timer.as_fd(), 1_000).unwrap());
     }
 
     #[test]
     fn a_disarmed_timer_is_silent_and_a_past_deadline_fires_at_once() {
-        let mut timer = TimerFd::new().unwrap();
+        let timer = TimerFd::new().unwrap();
         timer.arm(Nanos::ZERO).unwrap();
         assert!(wait_readable(timer.as_fd(), 1_000).unwrap());
         timer.arm(Nanos::MAX).unwrap();
@@ -187,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_periodic_timer_counts_its_firings() {
-        let mut timer = TimerFd::new().unwrap();
+        let timer = TimerFd::new().unwrap();
         timer.every(Nanos::from_millis(1)).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         assert!(timer.take() >= 10);

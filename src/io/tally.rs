@@ -47,6 +47,8 @@ pub struct Dropped {
     pub client_refused: u64,
     /// From a client: the ring to the shard that has its slot was full.
     pub ring_full: u64,
+    /// To a client: this node holds no such service endpoint.
+    pub client_no_endpoint: u64,
     /// To a client: over the bound of the send queue.
     pub client_queue_full: u64,
     /// To a client: refused by the kernel (no route, firewall, too long).
@@ -63,6 +65,8 @@ pub struct Dropped {
     pub peer_too_long: u64,
     /// Between nodes: not opened.
     pub not_opened: NotOpened,
+    /// From an operator's tool: not understood, or too many at once.
+    pub questions: u64,
     /// Dropped by the kernel, because this thread read too slowly.
     pub kernel_receive_full: u64,
 }

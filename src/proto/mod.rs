@@ -3,12 +3,15 @@
 //! Nothing here knows a socket, a clock, a thread or an application: time comes in as an argument, bytes
 //! come in as views and go out into buffers, and the application is behind [`member::Machine`].
 
+mod awake;
 pub mod clock;
+pub mod detector;
 pub mod map;
 pub mod member;
 pub mod owner;
 pub mod record_log;
 pub mod rtt;
+pub mod workers;
 
 /// The rules that make the slot log safe, each of which a test can switch off to prove that the
 /// simulator's checker notices. The product runs with all of them on.

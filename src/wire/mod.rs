@@ -3,9 +3,13 @@
 //! A view is built once, after its length was checked; reading a field of a view cannot fail. Hostile bytes
 //! never panic, allocate or loop without bound.
 
+pub mod beat;
 pub mod datagram;
 pub mod echo;
 pub mod frame;
 pub mod record;
 pub mod replay_window;
+pub mod rtp;
+pub mod sdp;
 pub mod seal;
+pub mod sip;

@@ -1,0 +1,67 @@
+//! Floor 6: the commands of `tandem`, one file each, and what they share.
+
+#[cfg(feature = "tools")]
+pub mod capture;
+pub mod config;
+#[cfg(feature = "tools")]
+pub mod inspect;
+#[cfg(feature = "tools")]
+mod json;
+
+use crate::config::BadSettings;
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+
+/// A command was asked for something it cannot mean: exit status 2, as for bad settings.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadUsage(pub String);
+
+/// Ends a command: an error is said in one line, and is 2 for bad usage or settings, 1 for anything else.
+/// A reader that closed our output early (`tandem config | head`) is no error.
+pub fn conclude(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    if error.chain().any(is_broken_pipe) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("tandem: {}", one_line(&format!("{error:#}")));
+    let usage = error.is::<BadSettings>() || error.is::<BadUsage>();
+    ExitCode::from(if usage { 2 } else { 1 })
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The text with its line ends and indents turned into single spaces.
+pub fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Starts the log on standard error, with a filter that the settings have checked.
+pub fn start_log(filter: &str) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    log.with_ansi(io::stderr().is_terminal())
+        .try_init()
+        .map_err(|e| anyhow::anyhow!("cannot start the log: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+
+    #[test]
+    fn exit_statuses() {
+        let status = |result| format!("{:?}", conclude(result));
+        let expected = |code: u8| format!("{:?}", ExitCode::from(code));
+        assert_eq!(status(Ok(())), expected(0));
+        assert_eq!(status(Err(anyhow::anyhow!("a\n  b"))), expected(1));
+        assert_eq!(status(Err(BadUsage("x".into()).into())), expected(2));
+        assert_eq!(status(Err(BadSettings(Vec::new()).into())), expected(2));
+        let pipe = Err(io::Error::from(io::ErrorKind::BrokenPipe)).context("writing");
+        assert_eq!(status(pipe), expected(0));
+        assert_eq!(one_line("a\n  b c"), "a b c");
+    }
+}

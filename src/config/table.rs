@@ -1,0 +1,249 @@
+//! The table of settings: the one list from which the struct, the flags, the environment variables, their
+//! checks, `tandem config` and the agreement between nodes are made.
+
+use super::values::{
+    App, Auto, ByteSize, Fanout, KeyRule, Nodes, Pin, Show, Why, endpoints, number, path, size, time,
+};
+use crate::types::{Nanos, NodeId};
+use crate::wire::seal::ClusterKey;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+
+/// Who has to agree on a setting.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// All nodes: one that differs does not join.
+    Cluster,
+    /// Each node has its own.
+    Node,
+    /// Each node has its own, and it is never printed.
+    Secret,
+}
+
+/// One row of the table.
+pub struct Setting {
+    /// The name without `TANDEM_`; the flag is the same in small letters.
+    pub name: &'static str,
+    /// What it is when nobody says.
+    pub default: &'static str,
+    /// Who has to agree.
+    pub scope: Scope,
+    /// What is accepted.
+    pub accepts: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+    /// Reads a value into its field.
+    pub(super) set: fn(&mut Settings, &str) -> Result<(), Why>,
+    /// The field's canonical form.
+    pub(super) show: fn(&Settings) -> String,
+}
+
+impl Setting {
+    /// The environment variable.
+    pub fn variable(&self) -> String {
+        format!("TANDEM_{}", self.name)
+    }
+
+    /// The flag, without its dashes.
+    pub fn flag(&self) -> String {
+        self.name.to_ascii_lowercase().replace('_', "-")
+    }
+}
+
+macro_rules! settings {
+    ($($name:literal $field:ident: $type:ty = $default:literal, $scope:ident, $read:expr;
+        $accepts:literal; $meaning:literal)*) => {
+        /// The settings of one node, checked. Times and sizes are in their types, counts are plain.
+        #[derive(Clone, Debug)]
+        pub struct Settings {
+            $(#[doc = concat!("`TANDEM_", $name, "`: ", $meaning, ". Accepts ", $accepts, ".")] pub $field: $type,)*
+        }
+
+        impl Settings {
+            /// Every row at its default, not yet checked against each other.
+            pub(super) fn defaults() -> Settings {
+                Settings { $($field: read::<$type>($read, $default).expect(concat!("default of ", $name)),)* }
+            }
+        }
+
+        /// Every setting, in the order in which they are shown.
+        pub static TABLE: &[Setting] = &[$(Setting {
+            name: $name,
+            default: $default,
+            scope: Scope::$scope,
+            accepts: $accepts,
+            meaning: $meaning,
+            set: |settings, text| {
+                settings.$field = read::<$type>($read, text)?;
+                Ok(())
+            },
+            show: |settings| settings.$field.show(),
+        },)*];
+    };
+}
+
+/// Pins down the type that a row's closure returns.
+fn read<T>(read: fn(&str) -> Result<T, Why>, text: &str) -> Result<T, Why> {
+    read(text)
+}
+
+settings! {
+    "NODE" node: NodeId = "1", Node, |t| number(t, 1..=62).map(NodeId);
+        "1 to 62, one of TANDEM_NODES"; "the id of this node"
+
+    "NODES" nodes: Nodes = "1@localhost=127.0.0.1:7100", Cluster, str::parse;
+        "ID@HOST=IP:PORT for each node, comma between them; ids 1 to 62; shard n uses PORT+1+n";
+        "the nodes of the cluster; nodes with the same HOST die together"
+
+    "SERVICE" service: Vec<SocketAddr> = "127.0.0.1:5060", Cluster, endpoints;
+        "IP:PORT, comma between them"; "the service endpoints that clients talk to"
+
+    "OWNER" owner: NodeId = "0", Cluster, |t| number(t, 0..=62).map(NodeId);
+        "one of TANDEM_NODES, or 0 for the lowest"; "the node that holds the service addresses"
+
+    "R" r: usize = "3", Cluster, |t| number(t, 1..=7);
+        "1 to 7"; "how many members hold each slot; never more than there are nodes"
+
+    "COMMIT" commit: usize = "0", Cluster, |t| number(t, 0..=7);
+        "1 to TANDEM_R, or 0 for a majority of it"; "how many members must hold an entry before its replies go out"
+
+    "SLOTS" slots: u16 = "4096", Cluster, |t| number(t, 1..=32_768);
+        "1 to 32768"; "how many replicated logs the calls are spread over"
+
+    "SHARDS" shards: u16 = "auto", Cluster, shards;
+        "1 to 256, or auto for one a core"; "how many packet loops each node runs, the same on every node"
+
+    "APP" app: App = "echo", Cluster, str::parse;
+        "echo"; "the call application"
+
+    "KEY" key: KeyRule = "auto", Cluster, str::parse;
+        "auto, sip, rtp, source or bytes:OFF:LEN (LEN 1 to 256)"; "what names a datagram's call"
+
+    "CLUSTER" cluster: String = "tandem", Cluster, word;
+        "1 to 64 letters, digits, - . _"; "the name of the cluster"
+
+    "CLUSTER_KEY" cluster_key: Option<ClusterKey> = "", Secret, key;
+        "32 or more hexadecimal digits, such as `openssl rand -hex 32` prints";
+        "the secret all nodes share; a file keeps it better, flags can be seen by every user of the machine"
+
+    "CLUSTER_KEY_FILE" cluster_key_file: Option<PathBuf> = "", Node, optional_path;
+        "the absolute path of a file with 16 to 4096 bytes or 32 or more hexadecimal digits";
+        "where the secret all nodes share is read from"
+
+    "BEAT" beat: Nanos = "1ms", Cluster, |t| time(t, Nanos::from_micros(100)..=Nanos::from_secs(10));
+        "100us to 10s"; "how often nodes show each other that they live"
+
+    "SUSPECT_AFTER" suspect_after: Nanos = "3ms", Node, |t| time(t, Nanos::from_micros(200)..=Nanos::from_secs(60));
+        "200us to 60s, at least twice TANDEM_BEAT";
+        "after how much silence a node is suspected and masterships move; the floor of an adaptive time"
+
+    "HEDGE_AFTER" hedge_after: Nanos = "1ms", Node, |t| time(t, Nanos::from_micros(50)..=Nanos::from_secs(60));
+        "50us to 60s";
+        "how late a master's replies may be before another member is asked too; the floor of an adaptive time"
+
+    "MTU" mtu: u16 = "1500", Node, |t| number(t, 1280..=65_535);
+        "1280 to 65535"; "the largest IP packet between nodes, in bytes"
+
+    "WINDOW" window: u32 = "16384", Node, |t| number(t, 64..=1_048_576);
+        "64 to 1048576"; "how many entries of one slot may wait to be committed or held everywhere"
+
+    "RETAIN_MB" retain_mb: u32 = "64", Node, |t| number(t, 1..=65_536);
+        "1 to 65536"; "how many MiB of log one shard keeps for members that are behind"
+
+    "MAX_CALLS_PER_SLOT" max_calls_per_slot: u32 = "16384", Cluster, |t| number(t, 1..=1_048_576);
+        "1 to 1048576"; "how many calls one slot holds; packets of further new calls are dropped and counted"
+
+    "CALL_IDLE" call_idle: Nanos = "5m", Cluster, |t| time(t, Nanos::from_secs(1)..=Nanos::from_secs(604_800));
+        "1s to 168h"; "after how much silence a call of echo or of a raw application ends"
+
+    "DIGEST_EVERY" digest_every: u64 = "64", Cluster, |t| number(t, 1..=1_048_576);
+        "1 to 1048576"; "at every how many positions of a slot the members' digests are compared"
+
+    "FANOUT" fanout: Fanout = "unicast", Cluster, str::parse;
+        "unicast or multicast"; "how entries go from the owner to the members"
+
+    "MULTICAST_GROUP" multicast_group: SocketAddrV4 = "239.77.0.0:7099", Cluster, multicast_group;
+        "the first IPv4 multicast address, ending in .0.0, and a port: IP:PORT";
+        "where the groups of the member sets begin (TANDEM_FANOUT=multicast)"
+
+    "RCVBUF" rcvbuf: ByteSize = "8M", Node, |t| size(t, 4 << 10..=1 << 30);
+        "4K to 1G"; "the receive buffer of each socket"
+
+    "SNDBUF" sndbuf: ByteSize = "8M", Node, |t| size(t, 4 << 10..=1 << 30);
+        "4K to 1G"; "the send buffer of each socket"
+
+    "BATCH" batch: usize = "64", Node, |t| number(t, 1..=1024);
+        "1 to 1024"; "how many datagrams one system call moves at most"
+
+    "PIN" pin: Pin = "auto", Node, str::parse;
+        "auto, off, or core numbers with comma between them"; "which cores the packet loops are pinned to"
+
+    "RT" rt: Auto = "auto", Node, str::parse;
+        "auto or off"; "whether the control loop runs at real-time priority where the kernel allows it"
+
+    "LOG" log: String = "info", Node, log_filter;
+        "a level (error, warn, info, debug, trace) or a tracing filter such as info,tandem::io=debug";
+        "what is logged, to standard error"
+
+    "DATA_DIR" data_dir: PathBuf = "/var/lib/tandem", Node, path;
+        "an absolute path"; "where a node keeps what must survive a restart"
+
+    "RUN_DIR" run_dir: PathBuf = "/run/tandem", Node, path;
+        "an absolute path"; "where a node keeps what need not survive a restart"
+}
+
+impl Show for Option<ClusterKey> {
+    fn show(&self) -> String {
+        if self.is_some() { "(secret)".into() } else { String::new() }
+    }
+}
+
+impl Show for Option<PathBuf> {
+    fn show(&self) -> String {
+        self.as_ref().map(PathBuf::show).unwrap_or_default()
+    }
+}
+
+fn shards(text: &str) -> Result<u16, Why> {
+    if text == "auto" {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        return Ok(cores.min(256) as u16);
+    }
+    number(text, 1..=256)
+}
+
+fn word(text: &str) -> Result<String, Why> {
+    let fits = (1..=64).contains(&text.len());
+    if fits && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
+        Ok(text.into())
+    } else {
+        Err("not such a name".into())
+    }
+}
+
+fn key(text: &str) -> Result<Option<ClusterKey>, Why> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    ClusterKey::from_hex(text).map(Some).map_err(|e| e.to_string())
+}
+
+fn optional_path(text: &str) -> Result<Option<PathBuf>, Why> {
+    if text.is_empty() { Ok(None) } else { path(text).map(Some) }
+}
+
+fn multicast_group(text: &str) -> Result<SocketAddrV4, Why> {
+    let group: SocketAddrV4 = text.parse().map_err(|_| "not IP:PORT")?;
+    if !group.ip().is_multicast() {
+        return Err("not a multicast address (224.0.0.0 to 239.255.255.255)".into());
+    }
+    if group.ip().octets()[2..] != [0, 0] {
+        return Err("the last two parts are not 0: they number the groups".into());
+    }
+    if group.port() == 0 { Err("port 0".into()) } else { Ok(group) }
+}
+
+fn log_filter(text: &str) -> Result<String, Why> {
+    tracing_subscriber::EnvFilter::try_new(text).map_err(|e| e.to_string())?;
+    Ok(text.into())
+}

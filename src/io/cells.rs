@@ -1,0 +1,226 @@
+//! What the threads of one node tell each other without messages: cells with one writer each, written once per
+//! loop turn (never per packet) and read relaxed, because every value stands alone and a late one does no harm.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use crossbeam::utils::CachePadded;
+use mio::Waker;
+
+use crate::types::{Boot, Nanos, NodeId, NodeSet};
+
+const NODES: usize = NodeId::MAX as usize + 1;
+
+/// How far a shard's loop has got: what the control's beats carry, so that a stuck worker is noticed while its
+/// process still beats.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Turns of the loop so far.
+    pub turns: u64,
+    /// It sleeps until something arrives: it is not stuck, however long ago the last turn was.
+    pub parked: bool,
+    /// When the present turn began (monotonic).
+    pub busy_since: Nanos,
+}
+
+/// One shard's cell.
+#[derive(Debug)]
+pub struct ShardCell {
+    written: CachePadded<WrittenByShard>,
+    suspects: CachePadded<AtomicU64>,
+    waker: Waker,
+}
+
+#[derive(Debug)]
+struct WrittenByShard {
+    turns: AtomicU64,
+    parked: AtomicBool,
+    busy_since: AtomicU64,
+    /// Peers whose port was reported closed, as a [`NodeSet`]; taken by the control.
+    refused: AtomicU64,
+    heard: [AtomicU64; NODES],
+}
+
+impl ShardCell {
+    /// The cell of the shard that `waker` wakes.
+    pub fn new(waker: Waker) -> ShardCell {
+        let written = WrittenByShard {
+            turns: AtomicU64::new(0),
+            parked: AtomicBool::new(true),
+            busy_since: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            heard: std::array::from_fn(|_| AtomicU64::new(0)),
+        };
+        ShardCell { written: CachePadded::new(written), suspects: CachePadded::new(AtomicU64::new(0)), waker }
+    }
+
+    /// The shard: a turn begins.
+    pub fn begin_turn(&self, turns: u64, at: Nanos) {
+        self.written.turns.store(turns, Relaxed);
+        self.written.busy_since.store(at.0, Relaxed);
+        self.written.parked.store(false, Relaxed);
+    }
+
+    /// The shard: it is about to sleep.
+    pub fn park(&self) {
+        self.written.parked.store(true, Relaxed);
+    }
+
+    /// The shard: `peers` were heard in the turn that began `at`.
+    pub fn set_heard(&self, peers: NodeSet, at: Nanos) {
+        for peer in peers.iter() {
+            self.written.heard[usize::from(peer.0)].store(at.0, Relaxed);
+        }
+    }
+
+    /// The shard: the ports of `peers` were reported closed.
+    pub fn add_refused(&self, peers: NodeSet) {
+        if peers != NodeSet::EMPTY {
+            self.written.refused.fetch_or(peers.0, Relaxed);
+        }
+    }
+
+    /// How far the shard has got.
+    pub fn progress(&self) -> Progress {
+        Progress {
+            turns: self.written.turns.load(Relaxed),
+            parked: self.written.parked.load(Relaxed),
+            busy_since: Nanos(self.written.busy_since.load(Relaxed)),
+        }
+    }
+
+    /// When the shard last heard `peer` (monotonic); zero: never.
+    pub fn heard(&self, peer: NodeId) -> Nanos {
+        Nanos(self.written.heard.get(usize::from(peer.0)).map_or(0, |at| at.load(Relaxed)))
+    }
+
+    /// The control: takes the peers reported closed since it last asked.
+    pub fn take_refused(&self) -> NodeSet {
+        // Nearly always empty, and a swap would take the cache line from the shard.
+        if self.written.refused.load(Relaxed) == 0 {
+            return NodeSet::EMPTY;
+        }
+        NodeSet(self.written.refused.swap(0, Relaxed))
+    }
+
+    /// The control: from now on `suspects`; wakes the shard if that is news.
+    pub fn set_suspects(&self, suspects: NodeSet) {
+        if self.suspects.load(Relaxed) != suspects.0 {
+            self.suspects.store(suspects.0, Relaxed);
+            self.wake();
+        }
+    }
+
+    /// The nodes the control suspects on behalf of this shard.
+    pub fn suspects(&self) -> NodeSet {
+        NodeSet(self.suspects.load(Relaxed))
+    }
+
+    /// Wakes the shard, or makes its next sleep end at once.
+    pub fn wake(&self) {
+        // An eventfd write fails only when the counter is full, and then the shard is being woken already.
+        let _ = self.waker.wake();
+    }
+}
+
+/// The cells of all threads of one node.
+#[derive(Debug)]
+pub struct NodeCells {
+    /// One for each shard, by number.
+    pub shards: Vec<ShardCell>,
+    boots: CachePadded<[AtomicU64; NODES]>,
+    stop: CachePadded<AtomicBool>,
+    control: Waker,
+}
+
+impl NodeCells {
+    /// Cells for these shards and the control thread that `control` wakes.
+    pub fn new(shards: Vec<ShardCell>, control: Waker) -> NodeCells {
+        NodeCells {
+            shards,
+            boots: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))),
+            stop: CachePadded::new(AtomicBool::new(false)),
+            control,
+        }
+    }
+
+    /// The control: `node` lives in `boot`.
+    pub fn set_boot(&self, node: NodeId, boot: Boot) {
+        if let Some(cell) = self.boots.get(usize::from(node.0)) {
+            cell.store(boot.0, Relaxed);
+        }
+    }
+
+    /// The life of `node` that was greeted last; `None` before the first greeting.
+    pub fn boot(&self, node: NodeId) -> Option<Boot> {
+        let boot = self.boots.get(usize::from(node.0))?.load(Relaxed);
+        (boot != 0).then_some(Boot(boot))
+    }
+
+    /// Asks every thread to end.
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+        for shard in &self.shards {
+            shard.wake();
+        }
+        let _ = self.control.wake();
+    }
+
+    /// Whether the threads are to end.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mio::{Events, Poll, Token};
+    use std::time::Duration;
+
+    fn cells() -> (NodeCells, Poll) {
+        let poll = Poll::new().unwrap();
+        let waker = |token| Waker::new(poll.registry(), Token(token));
+        let shard = ShardCell::new(waker(1).unwrap());
+        (NodeCells::new(vec![shard], Waker::new(Poll::new().unwrap().registry(), Token(0)).unwrap()), poll)
+    }
+
+    fn woken(poll: &mut Poll) -> bool {
+        let mut events = Events::with_capacity(4);
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        !events.is_empty()
+    }
+
+    #[test]
+    fn only_news_wakes_a_shard() {
+        let (cells, mut poll) = cells();
+        let shard = &cells.shards[0];
+        shard.set_suspects(NodeSet(0b100));
+        assert!(woken(&mut poll));
+        assert_eq!(shard.suspects(), NodeSet(0b100));
+        shard.set_suspects(NodeSet(0b100));
+        assert!(!woken(&mut poll));
+        cells.stop();
+        assert!(cells.stopping());
+        assert!(woken(&mut poll));
+    }
+
+    #[test]
+    fn what_a_shard_writes_the_control_reads() {
+        let (cells, _poll) = cells();
+        let shard = &cells.shards[0];
+        shard.begin_turn(7, Nanos(99));
+        assert_eq!(shard.progress(), Progress { turns: 7, parked: false, busy_since: Nanos(99) });
+        shard.park();
+        assert!(shard.progress().parked);
+        shard.set_heard(NodeSet(0b110), Nanos(5));
+        let heard = [1, 2, 3, 999].map(|node| shard.heard(NodeId(node)).0);
+        assert_eq!(heard, [5, 5, 0, 0]);
+        shard.add_refused(NodeSet(0b10));
+        shard.add_refused(NodeSet(0b100));
+        assert_eq!(shard.take_refused(), NodeSet(0b110));
+        assert_eq!(shard.take_refused(), NodeSet::EMPTY);
+        assert_eq!(cells.boot(NodeId(1)), None);
+        cells.set_boot(NodeId(1), Boot(3));
+        assert_eq!(cells.boot(NodeId(1)), Some(Boot(3)));
+    }
+}

@@ -1,0 +1,184 @@
+use super::*;
+use crate::io::cells::ShardCell;
+use crate::io::operator::ask;
+use crate::io::shard_loop::WAKE;
+use crate::io::sys_socket::{self, Buffers};
+use crate::wire::seal::ClusterKey;
+use mio::Waker;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+const BUFFERS: Buffers = Buffers { recv: 1 << 20, send: 1 << 20 };
+
+/// Beats every millisecond, joins whom it hears, suspects whom a shard hears or whose port is closed.
+struct Fake {
+    peers: Vec<NodeId>,
+    next: Nanos,
+    due: bool,
+    joined: [Option<Boot>; 64],
+    suspects: NodeSet,
+    refused: u32,
+    lives: u32,
+    turns: u64,
+    beats: u64,
+}
+
+impl ControlCore for Fake {
+    fn on_peer(&mut self, _now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
+        assert_eq!(plaintext, b"beat");
+        self.beats += 1;
+        self.joined[usize::from(from.0)] = Some(boot);
+    }
+    fn on_refused(&mut self, _now: Now, node: NodeId) {
+        self.refused += 1;
+        self.suspects.insert(node);
+    }
+    fn on_life(&mut self, _now: Now, node: NodeId, at: Nanos) {
+        assert_eq!(at, Nanos(5));
+        self.lives += 1;
+        self.suspects.insert(node);
+    }
+    fn on_progress(&mut self, _now: Now, shard: u16, progress: Progress) {
+        assert_eq!(shard, 0);
+        self.turns = progress.turns;
+    }
+    fn on_timeout(&mut self, now: Now) {
+        self.due = true;
+        self.next = now.mono + Nanos::from_millis(1);
+    }
+    fn flush(&mut self, _now: Now, outbox: &mut impl Outbox) {
+        if std::mem::take(&mut self.due) {
+            self.peers.iter().for_each(|peer| outbox.peer(*peer, b"beat"));
+        }
+    }
+    fn next_timeout(&self) -> Nanos {
+        self.next
+    }
+    fn suspects(&self, _shard: u16) -> NodeSet {
+        self.suspects
+    }
+    fn joined(&self, node: NodeId) -> Option<Boot> {
+        self.joined[usize::from(node.0)]
+    }
+    fn stats(&self) -> serde_json::Value {
+        serde_json::json!({
+            "refused": self.refused, "lives": self.lives, "turns": self.turns, "beats": self.beats,
+            "padding": "x".repeat(5_000),
+        })
+    }
+}
+
+struct Running {
+    cells: Arc<NodeCells>,
+    questions: Receiver<Question>,
+    thread: JoinHandle<io::Result<serde_json::Value>>,
+}
+
+impl Running {
+    fn stop(self) -> serde_json::Value {
+        self.cells.stop();
+        self.thread.join().unwrap().unwrap()
+    }
+}
+
+fn start(node: u16, boot: u64, own: SocketAddr, peer: u16, theirs: SocketAddr) -> Running {
+    let poll = Poll::new().unwrap();
+    let waker = Waker::new(poll.registry(), WAKE).unwrap();
+    let shard = ShardCell::new(Waker::new(Poll::new().unwrap().registry(), WAKE).unwrap());
+    let cells = Arc::new(NodeCells::new(vec![shard], waker));
+    let key = ClusterKey::loopback();
+    let (ask, questions) = channel::bounded(4);
+    let parts = ControlParts {
+        node: NodeId(node),
+        boot: Boot(boot),
+        poll,
+        links: vec![(NodeId(peer), Link::connect(own, theirs, BUFFERS).unwrap().0)],
+        door: sys_socket::bind(own, true).unwrap(),
+        sealer: Sealer::new(&key, NodeId(node), Boot(boot), 0),
+        opener: Opener::new(&key, NodeId(node), Boot(boot), NodeSet(0b110)),
+        cells: cells.clone(),
+        shards: vec![ask],
+        urgent: true,
+    };
+    let core = Fake {
+        peers: vec![NodeId(peer)],
+        next: sys_time::mono(),
+        due: false,
+        joined: [None; 64],
+        suspects: NodeSet::EMPTY,
+        refused: 0,
+        lives: 0,
+        turns: 0,
+        beats: 0,
+    };
+    let control = ControlLoop::new(core, parts).unwrap();
+    Running { cells, questions, thread: thread::spawn(move || control.run()) }
+}
+
+fn two_free() -> (SocketAddr, SocketAddr) {
+    let free = || UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (a, b) = (free(), free());
+    (a.local_addr().unwrap(), b.local_addr().unwrap())
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..2_000 {
+        if done() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("not within two seconds: {what}");
+}
+
+#[test]
+fn two_controls_meet_and_the_shards_are_told() {
+    let (a, b) = two_free();
+    let (first, second) = (start(1, 1_001, a, 2, b), start(2, 1_002, b, 1, a));
+    wait_until("first meets second", || first.cells.boot(NodeId(2)) == Some(Boot(1_002)));
+    wait_until("second meets first", || second.cells.boot(NodeId(1)) == Some(Boot(1_001)));
+
+    first.cells.shards[0].begin_turn(9, Nanos(1));
+    second.cells.shards[0].set_heard(NodeSet(0b10), Nanos(5));
+    wait_until("a shard's life sign", || second.cells.shards[0].suspects() == NodeSet(0b10));
+    thread::sleep(Duration::from_millis(30));
+    let report = second.stop();
+    assert_eq!(report["control"]["lives"], 1);
+    assert!(report["control"]["beats"].as_u64().unwrap() > 2);
+
+    wait_until("a closed port", || first.cells.shards[0].suspects().contains(NodeId(2)));
+    // A new life of the second node, which knows nobody, is met like the first was.
+    let second = start(2, 1_003, b, 1, a);
+    wait_until("the next life", || first.cells.boot(NodeId(2)) == Some(Boot(1_003)));
+    second.stop();
+    let report = first.stop();
+    assert_eq!(report["control"]["turns"], 9);
+    assert!(report["control"]["refused"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_tool_is_answered_with_what_the_shards_say_and_without_a_stuck_one() {
+    let (a, b) = two_free();
+    let running = start(1, 1_001, a, 2, b);
+    let questions = running.questions.clone();
+    let shard = thread::spawn(move || {
+        let question = questions.recv_timeout(Duration::from_secs(5)).unwrap();
+        question.send(serde_json::json!({"shard": 0, "fine": true})).unwrap();
+    });
+    let key = ClusterKey::loopback();
+    let report = ask(a, &key, STATUS, Nanos::from_secs(5)).unwrap();
+    shard.join().unwrap();
+    assert_eq!(report["node"], 1);
+    assert_eq!(report["shards"][0]["fine"], true);
+    assert_eq!(report["control"]["padding"].as_str().unwrap().len(), 5_000);
+
+    let report = ask(a, &key, STATUS, Nanos::from_secs(5)).unwrap();
+    assert_eq!(report["shards"], serde_json::json!([]), "nobody answers for the shard");
+
+    assert!(ask(a, &key, "what?", Nanos::from_millis(50)).is_err());
+    let other = ClusterKey::from_bytes(&[7; 32]).unwrap();
+    assert!(ask(a, &other, STATUS, Nanos::from_millis(50)).is_err());
+    let report = running.stop();
+    assert_eq!(report["io"]["dropped"]["questions"], 1);
+    assert_eq!(report["io"]["dropped"]["not_opened"]["forged"], 1);
+}

@@ -1,0 +1,235 @@
+use super::*;
+use crate::io::cells::ShardCell;
+use crate::io::client::ClientSocket;
+use crate::io::sys_socket::Buffers;
+use crate::types::Slot;
+use crate::wire::seal::{ClusterKey, Sealer};
+use crossbeam::channel;
+use mio::Waker;
+use std::net::{SocketAddr, UdpSocket};
+use std::thread::{self, JoinHandle};
+
+const SLOTS: u16 = 4;
+const BUFFERS: Buffers = Buffers { recv: 1 << 20, send: 1 << 20 };
+const BOOT: Boot = Boot(77);
+
+/// Answers each datagram with its bytes and the shard's number, a datagram's first byte being its call; sends
+/// what it was asked to send to its peer, and counts.
+struct Fake {
+    shard: u16,
+    replies: Vec<(Endpoint, LocalId, Vec<u8>)>,
+    for_peer: Option<NodeId>,
+    deadline: Nanos,
+    sent: usize,
+    heard: Vec<String>,
+    timeouts: u32,
+    suspects: NodeSet,
+}
+
+impl ShardCore for Fake {
+    fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified> {
+        packet.payload.first().map(|byte| CallKey(u128::from(*byte))).ok_or(Unclassified::NoKey)
+    }
+    fn on_client(&mut self, _now: Now, key: CallKey, packet: &Inbound<'_>) -> bool {
+        assert_eq!(key.slot(SLOTS).0 % 2, self.shard % 2);
+        let mut bytes = packet.payload.to_vec();
+        bytes.push(self.shard as u8);
+        self.replies.push((packet.source, packet.local, bytes));
+        packet.payload[0] != b'x'
+    }
+    fn on_peer(&mut self, _now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
+        self.heard.push(format!("{from} {} {}", boot.0, String::from_utf8_lossy(plaintext)));
+    }
+    fn on_join(&mut self, _now: Now, node: NodeId, boot: Boot) {
+        self.heard.push(format!("{node} {} joined", boot.0));
+    }
+    fn on_suspects(&mut self, _now: Now, suspects: NodeSet) {
+        self.suspects = suspects;
+    }
+    fn on_timeout(&mut self, now: Now) {
+        self.timeouts += 1;
+        self.deadline = now.mono + Nanos::from_millis(2);
+    }
+    fn flush(&mut self, _now: Now, outbox: &mut impl Outbox) {
+        for (to, local, bytes) in self.replies.drain(..) {
+            outbox.client(Slot(0), local, to, &bytes);
+        }
+        if let Some(peer) = self.for_peer {
+            outbox.peer(peer, b"frames");
+        }
+    }
+    fn on_sent(&mut self, _now: Now, count: usize) {
+        self.sent += count;
+    }
+    fn next_timeout(&self) -> Nanos {
+        self.deadline
+    }
+    fn stats(&self) -> serde_json::Value {
+        serde_json::json!({
+            "sent": self.sent,
+            "heard": self.heard,
+            "timeouts": self.timeouts,
+            "suspects": self.suspects.0,
+        })
+    }
+}
+
+fn fake(shard: u16) -> Fake {
+    Fake {
+        shard,
+        replies: Vec::new(),
+        for_peer: None,
+        deadline: Nanos::MAX,
+        sent: 0,
+        heard: Vec::new(),
+        timeouts: 0,
+        suspects: NodeSet::EMPTY,
+    }
+}
+
+type Running = JoinHandle<io::Result<serde_json::Value>>;
+
+/// A node of as many shards as there are cores given, on one service endpoint, with a link to one peer.
+struct Node {
+    cells: Arc<NodeCells>,
+    asks: Vec<Sender<Question>>,
+    threads: Vec<Running>,
+}
+
+impl Node {
+    fn start(
+        id: u16,
+        endpoint: SocketAddr,
+        link: Option<(NodeId, SocketAddr, SocketAddr)>,
+        cores: Vec<Fake>,
+    ) -> Node {
+        let polls: Vec<Poll> = cores.iter().map(|_| Poll::new().unwrap()).collect();
+        let shard_cells =
+            polls.iter().map(|poll| ShardCell::new(Waker::new(poll.registry(), WAKE).unwrap())).collect();
+        let control = Waker::new(Poll::new().unwrap().registry(), WAKE).unwrap();
+        let cells = Arc::new(NodeCells::new(shard_cells, control));
+        let rings: Vec<_> = cores.iter().map(|_| Arc::new(ArrayQueue::new(64))).collect();
+        let key = ClusterKey::loopback();
+        let (mut asks, mut threads) = (Vec::new(), Vec::new());
+        for (shard, (core, poll)) in cores.into_iter().zip(polls).enumerate() {
+            let clients = vec![ClientSocket::bind(LocalId(0), endpoint, BUFFERS).unwrap().0];
+            let links: Vec<_> = link
+                .iter()
+                .map(|(peer, own, theirs)| (*peer, Link::connect(*own, *theirs, BUFFERS).unwrap().0))
+                .collect();
+            let peers = NodeSet(0b110);
+            let sealer = Sealer::new(&key, NodeId(id), BOOT, shard as u16 + 1);
+            let (ask, questions) = channel::bounded(4);
+            asks.push(ask);
+            let parts = ShardParts {
+                shard: shard as u16,
+                slots: SLOTS,
+                batch: 4,
+                poll,
+                outgoing: Outgoing::new(clients, links, Vec::new(), sealer, cells.clone()),
+                listening: Vec::new(),
+                opener: Opener::new(&key, NodeId(id), BOOT, peers),
+                cells: cells.clone(),
+                rings: rings.clone(),
+                questions,
+            };
+            let shard_loop = ShardLoop::new(core, parts).unwrap();
+            threads.push(thread::spawn(move || shard_loop.run()));
+        }
+        Node { cells, asks, threads }
+    }
+
+    fn ask(&self, shard: usize) -> serde_json::Value {
+        let (reply, answer) = channel::bounded(1);
+        self.asks[shard].send(reply).unwrap();
+        self.cells.shards[shard].wake();
+        answer.recv_timeout(Duration::from_secs(5)).unwrap()
+    }
+
+    fn stop(self) -> Vec<serde_json::Value> {
+        self.cells.stop();
+        self.threads.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect()
+    }
+}
+
+fn free() -> SocketAddr {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+#[test]
+fn datagrams_reach_the_shard_of_their_slot_and_replies_come_back() {
+    let endpoint = free();
+    let node = Node::start(1, endpoint, None, vec![fake(0), fake(1)]);
+    let clients: Vec<UdpSocket> = (0..8).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    for client in &clients {
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        for call in [b'a', b'b'] {
+            client.send_to(&[call, b'!'], endpoint).unwrap();
+            let mut buffer = [0; 8];
+            let (len, from) = client.recv_from(&mut buffer).unwrap();
+            assert_eq!(from, endpoint);
+            assert_eq!(buffer[..len], [call, b'!', call % 2]);
+        }
+    }
+    clients[0].send_to(&[], endpoint).unwrap();
+    clients[0].send_to(b"x", endpoint).unwrap();
+    let mut buffer = [0; 8];
+    assert_eq!(clients[0].recv(&mut buffer).unwrap(), 2);
+    let reports = node.stop();
+    let sum =
+        |pointer: &str| reports.iter().map(|r| r.pointer(pointer).unwrap().as_u64().unwrap()).sum::<u64>();
+    assert_eq!(sum("/engine/sent"), 17);
+    assert_eq!(sum("/io/client_received"), 18);
+    assert_eq!(sum("/io/client_sent"), 17);
+    assert_eq!(sum("/io/dropped/client_no_call"), 1);
+    assert_eq!(sum("/io/dropped/client_refused"), 1);
+}
+
+#[test]
+fn timers_suspects_and_questions_reach_an_idle_shard() {
+    let mut core = fake(0);
+    core.deadline = sys_time::mono();
+    let node = Node::start(1, free(), None, vec![core]);
+    thread::sleep(Duration::from_millis(60));
+    node.cells.shards[0].set_suspects(NodeSet(0b100));
+    thread::sleep(Duration::from_millis(20));
+    assert!(node.cells.shards[0].progress().turns > 10);
+    let report = node.ask(0);
+    assert_eq!(report["engine"]["suspects"], 0b100);
+    assert!(report["engine"]["timeouts"].as_u64().unwrap() >= 10, "{report}");
+    node.stop();
+}
+
+#[test]
+fn shards_of_two_nodes_hear_each_other_and_notice_a_closed_port() {
+    let (a, b) = (free(), free());
+    let mut speaking = fake(0);
+    speaking.for_peer = Some(NodeId(2));
+    speaking.deadline = sys_time::mono();
+    let first = Node::start(1, free(), Some((NodeId(2), a, b)), vec![speaking]);
+    let second = Node::start(2, free(), Some((NodeId(1), b, a)), vec![fake(0)]);
+    thread::sleep(Duration::from_millis(30));
+    assert_eq!(second.ask(0)["engine"]["heard"], serde_json::json!([]), "nobody greeted yet");
+    first.cells.set_boot(NodeId(2), BOOT);
+    thread::sleep(Duration::from_millis(60));
+    let report = second.ask(0);
+    assert_eq!(report["engine"]["heard"][0], "n1 77 frames");
+    assert!(second.cells.shards[0].heard(NodeId(1)) > Nanos::ZERO);
+    first.cells.shards[0].take_refused();
+    second.stop();
+    thread::sleep(Duration::from_millis(60));
+    assert_eq!(first.cells.shards[0].take_refused(), NodeSet(0b100));
+    let report = &first.stop()[0];
+    assert_eq!(report["engine"]["heard"], serde_json::json!(["n2 77 joined"]));
+    assert!(report["io"]["dropped"]["peer_not_met"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn the_pool_is_used_again_once_its_datagrams_are_gone() {
+    let mut pool = BytesMut::new();
+    let first = copy_into(&mut pool, &[1; 1_000]).as_ptr();
+    let again = (0..10_000).filter(|_| copy_into(&mut pool, &[2; 1_000]).as_ptr() == first).count();
+    assert!(again > 10, "{again} times at the place of the first");
+    let kept: Vec<Bytes> = (0..1_000).map(|n| copy_into(&mut pool, &[n as u8; 999])).collect();
+    assert!(kept.iter().enumerate().all(|(n, bytes)| bytes[..] == [n as u8; 999]));
+}
