@@ -171,6 +171,8 @@ pub struct Load {
 pub struct Settings {
     /// See `ShardConfig::window`.
     pub window: u64,
+    /// See `ShardConfig::retain_bytes`.
+    pub retain_bytes: usize,
     /// See `ShardConfig::datagram_room`.
     pub datagram_room: usize,
     /// See `ShardConfig::hedge_after`.
@@ -181,6 +183,9 @@ pub struct Settings {
 
 /// A window no world of this length fills: nobody falls out of it.
 pub const WIDE: u64 = 4_096;
+
+/// What an owner may keep in a world in which it is never short of memory.
+pub const PLENTY: usize = 1 << 20;
 
 /// Everything that is drawn before a world starts.
 #[derive(Clone, Debug)]
@@ -203,6 +208,13 @@ pub struct Scenario {
     pub rng: Rng,
 }
 
+impl Settings {
+    /// Whether an owner may give up a member that lags behind.
+    pub fn tight(&self) -> bool {
+        self.window < WIDE || self.retain_bytes < PLENTY
+    }
+}
+
 impl Scenario {
     /// The scenario of `seed`.
     pub fn draw(seed: u64) -> Scenario {
@@ -216,7 +228,8 @@ impl Scenario {
         scenario.keep_a_commit_set();
         // A member that falls out of a small window does not come back yet, so it must not be missed later.
         if scenario.crashed().next().is_none() && rng.chance(250) {
-            scenario.settings.window = rng.pick(&[4, 16, 64]);
+            scenario.settings.window = rng.pick(&[4, 16, 64, WIDE]);
+            scenario.settings.retain_bytes = rng.pick(&[10_000, PLENTY, PLENTY]);
         }
         scenario.faults.sort_by_key(|planned| planned.from);
         scenario.rng = rng.split();
@@ -253,6 +266,7 @@ impl Scenario {
         };
         let settings = Settings {
             window: WIDE,
+            retain_bytes: PLENTY,
             datagram_room: rng.pick(&[600, 1_372, 1_372, 8_900]),
             hedge_after: Nanos::from_micros(rng.pick(&[300, 1_000, 3_000])),
             multicast: rng.chance(250),

@@ -12,7 +12,7 @@ use crate::proto::Safeguards;
 use crate::proto::map::ClusterMap;
 use crate::sim::checker::{Checker, Release};
 use crate::sim::coverage::Coverage;
-use crate::sim::fault::{Fault, HEALED, Load, OWNER, Planned, Scenario, WIDE};
+use crate::sim::fault::{Fault, HEALED, Load, OWNER, Planned, Scenario};
 use crate::sim::net::{Links, Queue};
 use crate::sim::node::{Input, Loop, News, Node, Reply, Sends, inbound};
 use crate::sim::rng::Rng;
@@ -26,11 +26,12 @@ const DONE_WITHIN: Nanos = Nanos::from_secs(3);
 /// How long a finished world runs on: late duplicates must do no harm, and what is kept must shrink.
 const QUIET: Nanos = Nanos::from_millis(400);
 
+/// How many packets they then send, and how far apart.
+const ENCORE: u64 = 30;
+const ENCORE_PAUSE: Nanos = Nanos::from_millis(3);
+
 /// When the clients speak up again, in worlds in which they do: masterships have gone home by then.
 const ENCORE_AFTER: Nanos = Nanos::from_millis(1_400);
-
-/// What the owner side of a shard may keep.
-const RETAIN_BYTES: usize = 1 << 20;
 
 /// A socket's receive buffer, in datagrams.
 const INBOX: usize = 2_048;
@@ -58,8 +59,10 @@ enum Event {
         boot: Boot,
         bytes: Rc<[u8]>,
     },
-    /// A client sends.
+    /// A client sends, and goes on.
     Client,
+    /// A client sends once more, and must be heard: nothing has been going on for long.
+    Encore,
     /// A fault begins, or is over.
     Begin(usize),
     End(usize),
@@ -91,6 +94,8 @@ pub struct World {
     next_seq: u32,
     /// Whether the clients are still to speak up again.
     encore: bool,
+    /// Until when clients send.
+    clients_until: Nanos,
     /// Since when everything has been done.
     done: Option<Nanos>,
     /// By when it must be.
@@ -130,6 +135,7 @@ impl World {
             stalled: 0,
             next_seq: 0,
             encore: scenario.encore,
+            clients_until: HEALED,
             done: None,
             due: HEALED + DONE_WITHIN,
             rng,
@@ -186,7 +192,7 @@ impl World {
             map: Arc::clone(&self.map),
             datagram_room: settings.datagram_room,
             window: settings.window,
-            retain_bytes: RETAIN_BYTES,
+            retain_bytes: settings.retain_bytes,
             limits: TableLimits { max_calls: 1_000, idle: Nanos::MAX },
             digest_every: 16,
             hedge_after: settings.hedge_after,
@@ -233,6 +239,7 @@ impl World {
                     self.queue.push(self.now + pause, Event::Client);
                 }
             }
+            Event::Encore => self.client_sends(),
             Event::Begin(index) => self.begin(index),
             Event::End(index) => self.end(index),
             Event::Detect { at, of } => self.detect(at, of),
@@ -273,7 +280,12 @@ impl World {
                             let slot = key.slot(self.scenario.layout.slots());
                             self.checker.accepted(slot.0, key, &packet);
                         }
-                        Err(_) => self.coverage.refused += 1,
+                        Err(reason) => {
+                            self.coverage.refused += 1;
+                            if self.now > HEALED + ENCORE_AFTER {
+                                self.checker.stuck(self.now, &format!("refused at rest: {reason:?}"));
+                            }
+                        }
                     }
                 }
             }
@@ -518,16 +530,17 @@ impl World {
     fn look(&mut self) -> bool {
         self.queue.push(self.now + Nanos::from_millis(5), Event::Look);
         self.check_limits();
-        if self.now < HEALED {
+        if self.now < self.clients_until {
             return false;
         }
         match (self.checker.unfinished(&self.connected(), self.given_up()), self.done) {
             (None, None) => self.done = Some(self.now),
             (None, Some(since)) if self.encore => {
                 if self.now.since(since) >= ENCORE_AFTER {
-                    self.encore = false;
-                    (self.done, self.due) = (None, self.now + DONE_WITHIN);
-                    (0..40).for_each(|_| self.client_sends());
+                    (1..=ENCORE)
+                        .for_each(|n| self.queue.push(self.now + Nanos(ENCORE_PAUSE.0 * n), Event::Encore));
+                    self.clients_until = self.now + Nanos(ENCORE_PAUSE.0 * (ENCORE + 1));
+                    (self.encore, self.done, self.due) = (false, None, self.clients_until + DONE_WITHIN);
                 }
             }
             (None, Some(since)) if self.now.since(since) >= QUIET => {
@@ -547,7 +560,7 @@ impl World {
 
     /// Whether an owner has given up members: they fell out of a window that is small on purpose.
     fn given_up(&self) -> bool {
-        self.scenario.settings.window < WIDE && self.stats().any(|(_, stats)| stats.slots_short > 0)
+        self.scenario.settings.tight() && self.stats().any(|(_, stats)| stats.slots_short > 0)
     }
 
     /// The nodes that must have everything in the end: those that never crashed.
@@ -562,11 +575,12 @@ impl World {
 
     /// Invariant 7 while things go wrong: nothing grows past its limit.
     fn check_limits(&mut self) {
-        let window = self.scenario.settings.window;
+        let settings = self.scenario.settings.clone();
+        let window = settings.window;
         let mut broken = None;
         for (id, stats) in self.stats() {
             // An entry has at most 3 outputs of its packet, and timers, of which some calls have a few.
-            let (log, bytes) = (window * 16, RETAIN_BYTES as u64 * 2);
+            let (log, bytes) = (window * 16, settings.retain_bytes as u64 * 8);
             if stats.longest_log > log || stats.retained_bytes > bytes {
                 broken = Some(format!(
                     "{id} keeps {} records of a slot, {} bytes",
