@@ -576,11 +576,11 @@ impl World {
     /// Invariant 7 while things go wrong: nothing grows past its limit.
     fn check_limits(&mut self) {
         let settings = self.scenario.settings.clone();
-        let window = settings.window;
         let mut broken = None;
         for (id, stats) in self.stats() {
-            // An entry has at most 3 outputs of its packet, and timers, of which some calls have a few.
-            let (log, bytes) = (window * 16, settings.retain_bytes as u64 * 8);
+            // An entry has at most 3 outputs of its packet, and those of timers, of which some calls have a few.
+            let log = 64 + settings.window * 16;
+            let bytes = 2 * settings.retain_bytes as u64 + log * 1_500 * u64::from(self.map.slots);
             if stats.longest_log > log || stats.retained_bytes > bytes {
                 broken = Some(format!(
                     "{id} keeps {} records of a slot, {} bytes",

@@ -18,6 +18,9 @@ use crate::wire::frame;
 use crate::wire::record::{Entry, EntryKind, Output};
 use follower::Follower;
 
+/// Outputs that wait for the kernel may be this many times as many as the entries of a window.
+const UNSENT_PER_ENTRY: u64 = 4;
+
 /// What a slot's owner does the same for every slot.
 #[derive(Copy, Clone, Debug)]
 pub struct OwnerConfig {
@@ -206,7 +209,7 @@ impl Owner {
             return Err(Refusal::WindowFull);
         }
         // While the kernel takes nothing, members keep every output and the driver's queue grows.
-        if self.outputs.next() - self.released >= self.config.window {
+        if self.outputs.next() - self.released >= self.config.window.saturating_mul(UNSENT_PER_ENTRY) {
             return Err(Refusal::WindowFull);
         }
         if self.log.len() as u64 >= self.config.window && !self.demote_slowest() {
