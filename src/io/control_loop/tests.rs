@@ -1,3 +1,5 @@
+//! The control loop around a stand-in for the control: meeting, life signs, answers for tools.
+
 use super::*;
 use crate::io::cells::ShardCell;
 use crate::io::operator::ask;

@@ -1,3 +1,5 @@
+//! The shard loop around a stand-in for the engine: sockets, ring, timers, cells.
+
 use super::*;
 use crate::io::cells::ShardCell;
 use crate::io::client::ClientSocket;
