@@ -13,6 +13,7 @@ pub mod outgoing;
 pub mod peer;
 pub mod raw;
 pub mod shard_loop;
+pub mod sys_process;
 pub mod sys_recv;
 pub mod sys_send;
 pub mod sys_socket;
