@@ -37,7 +37,7 @@ pub(crate) fn enter() -> anyhow::Error {
 }
 
 /// Everything that is needed later, tried in a namespace that is gone at once.
-const TRIAL: &str = "ip link set lo up && ip link add b type bridge && ip link add v type veth peer name e && \
+const TRIAL: &str = "ip link set lo up && ip link add name b0 type bridge && ip link add name v0 type veth peer name e0 && \
     nft add table bridge t && nsenter -t $$ -n true";
 
 fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
@@ -80,7 +80,7 @@ impl Bridged {
         script(
             "ip",
             &["-batch", "-"],
-            "link add tandem0 type bridge\nlink set tandem0 up\naddr add 10.77.0.254/24 dev tandem0\n",
+            "link add name tandem0 type bridge\nlink set tandem0 up\naddr add 10.77.0.254/24 dev tandem0\n",
         )?;
         let chain = "add table bridge tandem\nadd chain bridge tandem cut { type filter hook forward priority 0; }\nflush chain bridge tandem cut\n";
         script("nft", &["-f", "-"], chain)?;
@@ -123,7 +123,7 @@ impl Bridged {
             std::thread::sleep(Duration::from_millis(2));
         }
         let outside = format!(
-            "link add port{id} type veth peer name end{id} netns {pid}\nlink set port{id} master tandem0 up\n"
+            "link add name port{id} type veth peer name end{id} netns {pid}\nlink set port{id} master tandem0 up\n"
         );
         script("ip", &["-batch", "-"], &outside)?;
         let inside = format!("link set lo up\naddr add 10.77.0.{id}/24 dev end{id}\nlink set end{id} up\n");
