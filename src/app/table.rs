@@ -267,7 +267,8 @@ impl<A: CallApp> CallTable<A> {
     fn sweep(&mut self, app: &A, time: Nanos) {
         let mut silent: Vec<CallKey> = Vec::new();
         let mut oldest = u32::MAX;
-        for record in &self.calls {
+        let unsorted = self.calls.iter(); // unordered: sorted below
+        for record in unsorted {
             if silent_at(record.active, self.limits.idle) <= time {
                 silent.push(record.key);
             } else {

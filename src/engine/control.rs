@@ -245,7 +245,8 @@ impl Control {
         }
     }
 
-    /// A shard received something else of this life of `node`. Counts only once the node has joined.
+    /// A shard received something else of this life of `node`, in its turn of time `now`: which may be earlier than
+    /// the control's, and then clears no refusal that came later. Counts only once the node has joined.
     pub fn on_life(&mut self, now: Now, node: NodeId, boot: Boot) {
         if self.peers.iter().any(|peer| peer.node == node && peer.boot == Some(boot) && peer.joined) {
             self.detector.on_life(now.mono, node, boot);
