@@ -15,8 +15,18 @@ struct Cli {
 /// What to do, one variant a command.
 #[derive(Subcommand)]
 enum Command {
+    /// Run one node of a cluster until it is told to end
+    Node(cli::node::NodeArgs),
+    /// Run a cluster of separate processes on loopback until Ctrl-C
+    Local(cli::local::LocalArgs),
+    /// Send the calls of captures to a cluster many times over and check every answer
+    #[cfg(feature = "tools")]
+    Replay(cli::replay::Args),
     /// Print the effective settings, where they come from and what they mean
     Config(cli::config::ConfigArgs),
+    /// Print what captures hold: packets, SIP calls, RTP streams
+    #[cfg(feature = "tools")]
+    Inspect(cli::inspect::InspectArgs),
 }
 
 fn main() -> ExitCode {
@@ -29,7 +39,13 @@ fn main() -> ExitCode {
         Err(error) => return conclude(Err(usage(&error).into())),
     };
     conclude(match cli.command {
+        Command::Node(args) => cli::node::run(&args),
+        Command::Local(args) => cli::local::run(&args),
+        #[cfg(feature = "tools")]
+        Command::Replay(args) => cli::replay::run(&args),
         Command::Config(args) => cli::config::run(&args),
+        #[cfg(feature = "tools")]
+        Command::Inspect(args) => cli::inspect::run(&args),
     })
 }
 

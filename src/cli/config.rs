@@ -5,6 +5,7 @@ use crate::config::{Resolved, Scope, TABLE, resolve_from_environment};
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::json;
 use std::io::{self, Write};
+use std::process::ExitCode;
 use std::sync::LazyLock;
 
 /// Settings that `tandem local` and `tandem demo` make themselves, for each of their nodes.
@@ -81,7 +82,7 @@ pub struct ConfigArgs {
 }
 
 /// Prints the settings; fails after that if they are bad.
-pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
+pub fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let resolved = args.settings.resolve();
     let mut out = io::stdout().lock();
     if args.json {
@@ -91,7 +92,7 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     }
     out.flush()?;
     resolved.settings?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print_text(resolved: &Resolved, out: &mut impl Write) -> io::Result<()> {

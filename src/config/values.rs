@@ -224,6 +224,9 @@ impl Show for Vec<SocketAddr> {
     }
 }
 
+/// The largest UDP payload over IPv4, in bytes.
+const MAX_PAYLOAD: u64 = 65_507;
+
 /// How a datagram names its call where the application does not say.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
 pub enum KeyRule {
@@ -257,8 +260,9 @@ impl FromStr for KeyRule {
         }
         let place = text.strip_prefix("bytes:").ok_or("not a rule")?;
         let (offset, len) = place.split_once(':').ok_or("no :LEN after bytes:OFF")?;
-        let offset = number(offset, 0..=65_000).map_err(|why| format!("OFF is {why}"))?;
-        let len = number(len, 1..=256).map_err(|why| format!("LEN is {why}"))?;
+        let offset: u16 = number(offset, 0..=MAX_PAYLOAD - 1).map_err(|why| format!("OFF is {why}"))?;
+        let room = MAX_PAYLOAD - u64::from(offset);
+        let len = number(len, 1..=room).map_err(|why| format!("LEN is {why}"))?;
         Ok(KeyRule::Bytes { offset, len })
     }
 }
@@ -429,10 +433,10 @@ mod tests {
 
     #[test]
     fn rules_and_words() {
-        for text in ["auto", "sip", "rtp", "source", "bytes:4:16"] {
+        for text in ["auto", "sip", "rtp", "source", "bytes:4:16", "bytes:0:65507"] {
             assert_eq!(text.parse::<KeyRule>().unwrap().show(), text);
         }
-        for bad in ["", "bytes", "bytes:", "bytes:1", "bytes:1:0", "bytes:1:257", "bytes:x:1", "Auto"] {
+        for bad in ["", "bytes", "bytes:", "bytes:1", "bytes:1:0", "bytes:1:65507", "bytes:x:1", "Auto"] {
             assert!(bad.parse::<KeyRule>().is_err(), "{bad}");
         }
         for text in ["auto", "off", "0,2,4"] {

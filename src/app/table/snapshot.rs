@@ -145,7 +145,6 @@ impl<A: CallApp> CallTable<A> {
         for record in unsorted {
             bytes.clear();
             put_call(app, record, &mut bytes);
-            // A sum, so that the order in which the hash table holds the calls does not matter.
             digest = digest.wrapping_add(xxh3_64(&bytes));
         }
         digest
