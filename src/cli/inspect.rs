@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::capture::survey::{RtpStream, Survey, survey};
 use crate::cli::capture::{Capture, read};
-use crate::cli::json;
+use crate::cli::{complain, json};
 
 /// RTP streams shown per capture; the JSON report has all.
 const SHOWN_STREAMS: usize = 20;
@@ -119,7 +119,7 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     // is shown even if the file cannot be written.
     let written = args.json.as_deref().map_or(Ok(()), |path| json::write(path, &report));
     for error in &report.errors {
-        eprintln!("error: {}", error.error);
+        complain(&error.error);
     }
     let mut out = io::BufWriter::new(io::stdout().lock());
     let shown =

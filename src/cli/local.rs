@@ -232,6 +232,9 @@ fn free_ports(first: u16, count: u16) -> anyhow::Result<u16> {
 
 /// Starts the cluster, prints it, and keeps it until Ctrl-C.
 pub fn run(args: &LocalArgs) -> anyhow::Result<ExitCode> {
+    if let Some(path) = &args.json {
+        json::check(path)?;
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(number, stop.clone())?;
