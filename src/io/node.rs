@@ -544,3 +544,6 @@ fn quiet_panics() {
         }
     }));
 }
+
+#[cfg(test)]
+mod tests;
