@@ -219,7 +219,7 @@ impl Drop for LocalCluster {
 
 /// The program to start nodes with: this one, unless a bench or a test says which.
 fn program() -> anyhow::Result<PathBuf> {
-    match std::env::var_os("TANDEM_PROGRAM") {
+    match std::env::var_os("TANDEM_TEST_PROGRAM") {
         Some(path) => Ok(path.into()),
         None => std::env::current_exe().context("cannot find this program's own file"),
     }
