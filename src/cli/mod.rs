@@ -4,6 +4,8 @@
 pub mod capture;
 pub mod config;
 #[cfg(feature = "tools")]
+pub mod demo;
+#[cfg(feature = "tools")]
 pub mod inspect;
 mod json;
 #[cfg(feature = "tools")]

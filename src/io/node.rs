@@ -545,3 +545,6 @@ fn quiet_panics() {
         }
     }));
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! Tests of the control loop.
+//! The control loop around a stand-in for the control: meeting, life signs, answers for tools.
 
 use super::*;
 use crate::io::cells::ShardCell;

@@ -1,4 +1,4 @@
-//! Tests of the shard loop.
+//! The shard loop around a stand-in for the engine: sockets, ring, timers, cells.
 
 use super::*;
 use crate::io::cells::ShardCell;

@@ -161,14 +161,14 @@ impl Owner {
     /// the others could not commit without it. Returns whether anybody was given up.
     pub fn demote_slowest(&mut self) -> bool {
         let counted = || self.followers.iter().enumerate().filter(|(_, f)| f.counted);
-        let Some((index, slowest)) = counted().min_by_key(|(_, f)| (f.held, f.trusted)) else { return false };
-        if slowest.held == self.tail() {
-            return false;
-        }
+        let behind = counted().filter(|(_, f)| f.held < self.tail());
+        // One that is suspected first: it may never come back, and the others would wait for it.
+        let Some((index, _)) = behind.min_by_key(|(_, f)| (f.trusted, f.held)) else { return false };
         if !self.is_commit_set(counted().filter(|(i, _)| *i != index).map(|(_, f)| f.node)) {
             return false;
         }
         self.discount(index);
+        self.demotions += 1;
         if self.master == index {
             self.choose_master();
         }
