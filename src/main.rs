@@ -15,8 +15,21 @@ struct Cli {
 /// What to do, one variant a command.
 #[derive(Subcommand)]
 enum Command {
+    /// Run one node of a cluster until it is told to end
+    Node(cli::node::NodeArgs),
+    /// Run a cluster of separate processes on loopback until Ctrl-C
+    Local(cli::local::LocalArgs),
+    /// Show a failover: three nodes, a bundled capture at 200 calls, one node killed, every answer checked
+    #[cfg(feature = "tools")]
+    Demo(cli::demo::DemoArgs),
+    /// Send the calls of captures to a cluster many times over and check every answer
+    #[cfg(feature = "tools")]
+    Replay(cli::replay::Args),
     /// Print the effective settings, where they come from and what they mean
     Config(cli::config::ConfigArgs),
+    /// Print what captures hold: packets, SIP calls, RTP streams
+    #[cfg(feature = "tools")]
+    Inspect(cli::inspect::InspectArgs),
 }
 
 fn main() -> ExitCode {
@@ -29,7 +42,15 @@ fn main() -> ExitCode {
         Err(error) => return conclude(Err(usage(&error).into())),
     };
     conclude(match cli.command {
+        Command::Node(args) => cli::node::run(&args),
+        Command::Local(args) => cli::local::run(&args),
+        #[cfg(feature = "tools")]
+        Command::Demo(args) => cli::demo::run(&args),
+        #[cfg(feature = "tools")]
+        Command::Replay(args) => cli::replay::run(&args),
         Command::Config(args) => cli::config::run(&args),
+        #[cfg(feature = "tools")]
+        Command::Inspect(args) => cli::inspect::run(&args),
     })
 }
 

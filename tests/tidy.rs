@@ -295,7 +295,8 @@ fn core_is_deterministic(source: &Source) -> Complaints {
 }
 
 /// Iteration over what this file declares as a hash map or set: `name: HashMap<..>`, `name: Option<HashMap..`,
-/// `let name = HashMap::..`. A line marked `// unordered: why` may.
+/// `let name = HashMap::..`. `// unordered: why` on that line
+/// or beside it excuses it.
 fn hash_order(source: &Source, tokens: &[Token]) -> Complaints {
     let text = |i: usize| tokens.get(i).map_or("", |token| token.text.as_str());
     let is_map = |word: &str| ["HashMap", "HashSet", "HashTable"].contains(&word);
@@ -312,8 +313,9 @@ fn hash_order(source: &Source, tokens: &[Token]) -> Complaints {
         let seen = text(i + 1) == "." && UNORDERED.contains(&text(i + 2)) && text(i + 3) == "(";
         let before = (0..i).rev().find(|j| !["&", "mut", "self", "."].contains(&text(*j))).map_or("", text);
         let looped = before == "in" && text(i + 1) == "{";
-        let marked = || source.text.lines().nth(line - 1).is_some_and(|l| l.contains("// unordered: "));
-        if maps.contains(&text(i)) && (seen || looped) && !marked() {
+        let mut nearby = source.text.lines().skip(line.saturating_sub(2)).take(3);
+        if maps.contains(&text(i)) && (seen || looped) && !nearby.any(|line| line.contains("// unordered: "))
+        {
             let (path, name) = (&source.path, text(i));
             complaints
                 .push(format!("{path}:{line}: the order of the hash map {name} is not the same everywhere"));
@@ -423,7 +425,7 @@ fn sources() -> Vec<Source> {
     }
     for file in files {
         let path = file.strip_prefix(root()).unwrap().to_str().expect("plain file names").to_string();
-        let ours = [".rs", ".md", ".toml"].iter().any(|end| path.ends_with(end));
+        let ours = [".rs", ".md", ".toml", ".sh"].iter().any(|end| path.ends_with(end));
         let script =
             ["scripts/", ".ci/"].iter().any(|folder| path.starts_with(folder)) && !path.contains('.');
         if ours || script || path == ".ci/run" {

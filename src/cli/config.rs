@@ -1,10 +1,12 @@
 //! `tandem config`: the effective settings, where they come from and what they mean. Also the flags that make
 //! settings, for every command that takes them.
 
+use super::json;
 use crate::config::{Resolved, Scope, TABLE, resolve_from_environment};
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::json;
 use std::io::{self, Write};
+use std::process::ExitCode;
 use std::sync::LazyLock;
 
 /// Settings that `tandem local` and `tandem demo` make themselves, for each of their nodes.
@@ -81,7 +83,7 @@ pub struct ConfigArgs {
 }
 
 /// Prints the settings; fails after that if they are bad.
-pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
+pub fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let resolved = args.settings.resolve();
     let mut out = io::stdout().lock();
     if args.json {
@@ -91,7 +93,7 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     }
     out.flush()?;
     resolved.settings?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print_text(resolved: &Resolved, out: &mut impl Write) -> io::Result<()> {
@@ -127,7 +129,7 @@ fn print_json(resolved: &Resolved, out: &mut impl Write) -> io::Result<()> {
     };
     let settings: Vec<_> = resolved.values.iter().map(row).collect();
     let all = json!({ "settings": settings, "cluster_wide_hash": hash, "errors": errors });
-    writeln!(out, "{all:#}")
+    json::print(out, &all)
 }
 
 #[cfg(test)]

@@ -4,9 +4,18 @@
 pub mod capture;
 pub mod config;
 #[cfg(feature = "tools")]
-pub mod inspect;
+pub mod demo;
 #[cfg(feature = "tools")]
-mod json;
+pub mod inspect;
+pub mod json;
+#[cfg(feature = "tools")]
+pub mod load;
+pub mod local;
+pub mod node;
+#[cfg(feature = "tools")]
+pub mod replay;
+#[cfg(feature = "tools")]
+pub mod report;
 
 use crate::config::BadSettings;
 use std::io::{self, IsTerminal as _};
@@ -17,16 +26,24 @@ use std::process::ExitCode;
 #[error("{0}")]
 pub struct BadUsage(pub String);
 
-/// Ends a command: an error is said in one line, and is 2 for bad usage or settings, 1 for anything else.
-/// A reader that closed our output early (`tandem config | head`) is no error.
-pub fn conclude(result: anyhow::Result<()>) -> ExitCode {
-    let Err(error) = result else { return ExitCode::SUCCESS };
+/// Ends a command with the status it returned. An error is said in one line and its status is 2 for bad usage or
+/// settings, 1 for anything else. A reader that closed our output early (`tandem config | head`) is no error.
+pub fn conclude(result: anyhow::Result<ExitCode>) -> ExitCode {
+    let error = match result {
+        Ok(status) => return status,
+        Err(error) => error,
+    };
     if error.chain().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("tandem: {}", one_line(&format!("{error:#}")));
+    complain(&format!("{error:#}"));
     let usage = error.is::<BadSettings>() || error.is::<BadUsage>();
     ExitCode::from(if usage { 2 } else { 1 })
+}
+
+/// Says on standard error, in one line, what went wrong.
+pub fn complain(text: &str) {
+    eprintln!("tandem: {}", one_line(text));
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -56,7 +73,7 @@ mod tests {
     fn exit_statuses() {
         let status = |result| format!("{:?}", conclude(result));
         let expected = |code: u8| format!("{:?}", ExitCode::from(code));
-        assert_eq!(status(Ok(())), expected(0));
+        assert_eq!(status(Ok(ExitCode::from(3))), expected(3));
         assert_eq!(status(Err(anyhow::anyhow!("a\n  b"))), expected(1));
         assert_eq!(status(Err(BadUsage("x".into()).into())), expected(2));
         assert_eq!(status(Err(BadSettings(Vec::new()).into())), expected(2));

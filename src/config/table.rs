@@ -117,7 +117,7 @@ settings! {
         "echo"; "the call application"
 
     "KEY" key: KeyRule = "auto", Cluster, str::parse;
-        "auto, sip, rtp, source or bytes:OFF:LEN (LEN 1 to 256)"; "what names a datagram's call"
+        "auto, sip, rtp, source or bytes:OFF:LEN (LEN at least 1, OFF+LEN at most 65507)"; "what names a datagram's call"
 
     "CLUSTER" cluster: String = "tandem", Cluster, word;
         "1 to 64 letters, digits, - . _"; "the name of the cluster"

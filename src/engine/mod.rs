@@ -4,7 +4,7 @@
 //!
 //! A driver (the epoll shell or the simulator) owns the sockets and clocks. Each turn of its loop it
 //!
-//! 1. reads the clocks once ([`Now`]);
+//! 1. reads the clocks once ([`Now`](crate::types::Now));
 //! 2. hands over everything that arrived: [`Shard::on_peer`] for the opened plaintext of datagrams of
 //!    other nodes, [`Shard::on_client`] for client datagrams, [`Shard::on_join`] and [`Shard::on_suspects`]
 //!    when the control's view changed, and [`Shard::on_timeout`] when [`Shard::next_timeout`] has passed;

@@ -14,9 +14,9 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use super::cells::{NodeCells, Progress};
-use super::operator::{self, Asked, STATUS};
+use super::operator::{self, Asked, DIGESTS, STATUS};
 use super::peer::{Link, open_each, seal_into};
-use super::shard_loop::Question;
+use super::shard_loop::{Question, Subject};
 use super::sys_recv::RecvBatch;
 use super::sys_send::{SendBatch, Sent};
 use super::sys_thread::{self, Priority};
@@ -50,8 +50,8 @@ pub trait ControlCore {
     fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]);
     /// The port of `node` was reported closed.
     fn on_refused(&mut self, now: Now, node: NodeId);
-    /// A shard heard `node` at the monotonic time `at`.
-    fn on_life(&mut self, now: Now, node: NodeId, at: Nanos);
+    /// A shard has heard `node` in this life of it since the last turn.
+    fn on_life(&mut self, now: Now, node: NodeId, boot: Boot);
     /// How far a worker of this node has got.
     fn on_progress(&mut self, now: Now, shard: u16, progress: Progress);
     /// [`ControlCore::next_timeout`] has passed; everything that arrived before was handed over.
@@ -113,8 +113,8 @@ struct Pending {
     boot: Boot,
     number: u64,
     until: Nanos,
-    reports: Vec<serde_json::Value>,
-    receiver: Receiver<serde_json::Value>,
+    answers: Vec<serde_json::Value>,
+    reports: Receiver<serde_json::Value>,
 }
 
 /// What the control's loop is made of.
@@ -284,9 +284,11 @@ impl<C: ControlCore> ControlLoop<C> {
                 tally.dropped.peer_misdirected += 1;
             } else if opened.from == OPERATOR_TOOL {
                 let question = operator::read_question(opened.plaintext);
-                match (question.filter(|asked| asked.name == STATUS), source) {
-                    (Some(asked), Some(asker)) if pending.len() < MAX_QUESTIONS => {
-                        pending.push(ask_shards(shards, cells, asked, asker, opened.boot, now));
+                match (question.and_then(|asked| Some((asked, subject(asked)?))), source) {
+                    (Some((asked, subject)), Some(asker)) if pending.len() < MAX_QUESTIONS => {
+                        let (reports, until) = (ask_shards(shards, cells, subject), now.mono + ANSWER_WITHIN);
+                        let (boot, number) = (opened.boot, asked.number);
+                        pending.push(Pending { asker, boot, number, until, answers: Vec::new(), reports });
                     }
                     _ => tally.dropped.questions += 1,
                 }
@@ -310,7 +312,10 @@ impl<C: ControlCore> ControlLoop<C> {
             let at = self.cells.shards.iter().map(|cell| cell.heard(*peer)).max().unwrap_or_default();
             if at > *known {
                 *known = at;
-                self.core.on_life(now, *peer, at);
+                if let Some(boot) = self.cells.boot(*peer) {
+                    // As of when it was heard: what came before a refusal must not clear it.
+                    self.core.on_life(Now { mono: at, ..now }, *peer, boot);
+                }
             }
         }
     }
@@ -333,8 +338,8 @@ impl<C: ControlCore> ControlLoop<C> {
         let mut index = 0;
         while index < self.pending.len() {
             let pending = &mut self.pending[index];
-            pending.reports.extend(pending.receiver.try_iter());
-            if pending.reports.len() < self.shards.len() && now.mono < pending.until {
+            pending.answers.extend(pending.reports.try_iter());
+            if pending.answers.len() < self.shards.len() && now.mono < pending.until {
                 index += 1;
                 continue;
             }
@@ -344,9 +349,9 @@ impl<C: ControlCore> ControlLoop<C> {
     }
 
     fn write_answer(&mut self, mut pending: Pending) {
-        pending.reports.sort_by_key(|report| report["shard"].as_u64());
+        pending.answers.sort_by_key(|report| report["shard"].as_u64());
         let mut report = self.report();
-        report["shards"] = serde_json::Value::Array(pending.reports);
+        report["shards"] = serde_json::Value::Array(pending.answers);
         let json = report.to_string();
         for part in operator::write_answer(pending.number, json.as_bytes()) {
             let sealer = &mut self.beats.sealer;
@@ -387,23 +392,28 @@ impl<C: ControlCore> ControlLoop<C> {
     }
 }
 
-/// Asks every shard for its counters on behalf of a tool.
+/// What shards are asked on behalf of a tool.
+fn subject(asked: Asked<'_>) -> Option<Subject> {
+    match asked.name {
+        STATUS => Some(Subject::Status),
+        DIGESTS => Some(Subject::Digests),
+        _ => None,
+    }
+}
+
+/// Asks every shard; returns where the answers come.
 fn ask_shards(
     shards: &[Sender<Question>],
     cells: &NodeCells,
-    asked: Asked<'_>,
-    asker: SocketAddr,
-    boot: Boot,
-    now: Now,
-) -> Pending {
-    let (reply, receiver) = channel::bounded(shards.len());
+    subject: Subject,
+) -> Receiver<serde_json::Value> {
+    let (reply, reports) = channel::bounded(shards.len());
     for (shard, cell) in shards.iter().zip(&cells.shards) {
         // A shard whose questions pile up is stuck: its report will be missing.
-        let _ = shard.try_send(reply.clone());
+        let _ = shard.try_send(Question { subject, reply: reply.clone() });
         cell.wake();
     }
-    let until = now.mono + ANSWER_WITHIN;
-    Pending { asker, boot, number: asked.number, until, reports: Vec::new(), receiver }
+    reports
 }
 
 #[cfg(test)]

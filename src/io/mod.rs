@@ -5,12 +5,15 @@
 pub mod cells;
 pub mod client;
 pub mod control_loop;
+pub mod cores;
 pub mod multicast;
+pub mod node;
 pub mod operator;
 pub mod outgoing;
 pub mod peer;
 pub mod raw;
 pub mod shard_loop;
+pub mod sys_process;
 pub mod sys_recv;
 pub mod sys_send;
 pub mod sys_socket;

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::sys_socket::{self, Buffers};
-use crate::types::{NodeId, NodeSet};
+use crate::types::NodeSet;
 
 /// Groups follow the first one by less than this.
 const GROUPS: u64 = 1 << 16;
@@ -61,15 +61,6 @@ impl Groups {
     }
 }
 
-/// The sets to which an owner sends, with all `nodes` members of every slot: all but itself.
-pub fn sets_without_owner(nodes: NodeSet) -> impl Iterator<Item = (NodeId, NodeSet)> {
-    nodes.iter().map(move |owner| {
-        let mut others = nodes;
-        others.remove(owner);
-        (owner, others)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,14 +95,5 @@ mod tests {
         for socket in [&stranger, &wrong_shard] {
             assert_eq!(socket.recv(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         }
-    }
-
-    #[test]
-    fn an_owner_sends_to_all_but_itself() {
-        let sets: Vec<_> = sets_without_owner(NodeSet(0b1110)).collect();
-        assert_eq!(
-            sets,
-            [(NodeId(1), NodeSet(0b1100)), (NodeId(2), NodeSet(0b1010)), (NodeId(3), NodeSet(0b110))]
-        );
     }
 }

@@ -17,6 +17,9 @@ use crate::wire::seal::{ClusterKey, Opener, Sealer};
 
 /// The question for everything a node counts.
 pub const STATUS: &str = "status";
+/// The question for the place in the log and the digest of every slot a node is a member of: per shard, `digests`
+/// is a list of [slot, last executed position, digest].
+pub const DIGESTS: &str = "digests";
 
 const ASK: u8 = b'?';
 const ANSWER: u8 = b'!';

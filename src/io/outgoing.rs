@@ -110,7 +110,10 @@ impl Outbox for Outgoing {
     fn multicast(&mut self, to: NodeSet, plaintext: &[u8]) {
         let Outgoing { fanouts, sealer, tally, .. } = self;
         match fanouts.iter_mut().find(|(set, _)| *set == to) {
-            Some((_, link)) => link.push(sealer, Kind::Multicast, 0, plaintext, tally),
+            Some((_, link)) => {
+                tally.multicast_sent += 1;
+                link.push(sealer, Kind::Multicast, 0, plaintext, tally);
+            }
             None => to.iter().for_each(|node| self.peer(node, plaintext)),
         }
     }

@@ -68,6 +68,8 @@ pub trait ShardCore {
     fn next_timeout(&self) -> Nanos;
     /// Its counters, for status.
     fn stats(&self) -> serde_json::Value;
+    /// The place in the log of every slot it is a member of: slot, last executed position, digest.
+    fn digests(&self) -> serde_json::Value;
 }
 
 /// A client's datagram on its way to the shard that has its slot.
@@ -79,8 +81,23 @@ pub struct Handed {
     payload: Bytes,
 }
 
-/// A question to a shard: where to send its counters.
-pub type Question = Sender<serde_json::Value>;
+/// What a shard is asked.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Its counters.
+    Status,
+    /// How far each slot has got, and its digest.
+    Digests,
+}
+
+/// A question to a shard.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// What about.
+    pub subject: Subject,
+    /// Where the answer goes: an object with the shard's number in `shard`.
+    pub reply: Sender<serde_json::Value>,
+}
 
 /// What a shard's loop is made of.
 pub struct ShardParts {
@@ -239,8 +256,14 @@ impl<C: ShardCore> ShardLoop<C> {
         cell.add_refused(self.parts.outgoing.take_refused());
         self.watch_blocked()?;
         while let Ok(question) = self.parts.questions.try_recv() {
+            let answer = match question.subject {
+                Subject::Status => self.report(),
+                Subject::Digests => {
+                    serde_json::json!({ "shard": self.parts.shard, "digests": self.core.digests() })
+                }
+            };
             // Whoever asked may have stopped waiting.
-            let _ = question.send(self.report());
+            let _ = question.reply.send(answer);
         }
         self.arm(now)
     }
@@ -271,7 +294,7 @@ impl<C: ShardCore> ShardLoop<C> {
     /// True if there may be more to read. A short batch means that the socket is dry: what comes later makes a
     /// new event, so there is no need for one more system call to be told so.
     fn receive_link(&mut self, now: Now, socket: Socket) -> bool {
-        let ShardParts { outgoing, listening, opener, shard, .. } = &mut self.parts;
+        let ShardParts { outgoing, listening, opener, shard, cells, .. } = &mut self.parts;
         let channel = *shard + 1;
         let mut more = false;
         for _ in 0..PEER_BATCHES {
@@ -291,7 +314,7 @@ impl<C: ShardCore> ShardLoop<C> {
                     continue;
                 }
             };
-            let (core, heard) = (&mut self.core, &mut self.heard);
+            let (core, heard, cells) = (&mut self.core, &mut self.heard, &*cells);
             open_each(&mut self.peer_batch, count, opener, &mut outgoing.tally, |_, opened, tally| {
                 let for_us = match opened.kind {
                     Kind::Shard => opened.dst_boot != 0,
@@ -299,7 +322,9 @@ impl<C: ShardCore> ShardLoop<C> {
                     Kind::Control => false,
                 };
                 if for_us && opened.channel == channel {
-                    heard.insert(opened.from);
+                    if cells.boot(opened.from) == Some(opened.boot) {
+                        heard.insert(opened.from);
+                    }
                     core.on_peer(now, opened.from, opened.boot, opened.plaintext);
                 } else {
                     tally.dropped.peer_misdirected += 1;

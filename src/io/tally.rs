@@ -20,6 +20,8 @@ pub struct Tally {
     pub peer_received: u64,
     /// Sealed datagrams queued for other nodes.
     pub peer_sent: u64,
+    /// Of them, those to several nodes at once.
+    pub multicast_sent: u64,
     /// Bytes of them.
     pub peer_sent_bytes: u64,
     /// Times a peer socket's send buffer was full.

@@ -66,7 +66,7 @@ impl<A: CallApp> CallTable<A> {
         out.extend_from_slice(&(self.calls.len() as u32).to_be_bytes());
         out.extend_from_slice(&(self.timers.len() as u32).to_be_bytes());
         put_state(out, |out| app.snapshot_shared(&self.shared, out));
-        let mut sorted: Vec<&Record<A::Call>> = self.calls.iter().collect();
+        let mut sorted: Vec<&Record<A::Call>> = self.calls.iter().collect(); // unordered: sorted next
         sorted.sort_unstable_by_key(|record| record.key);
         for record in sorted {
             put_call(app, record, out);
@@ -141,10 +141,10 @@ impl<A: CallApp> CallTable<A> {
             bytes.push(id.0);
         }
         let mut digest = xxh3_64(&bytes);
-        for record in &self.calls {
+        let unsorted = self.calls.iter(); // unordered: summed
+        for record in unsorted {
             bytes.clear();
             put_call(app, record, &mut bytes);
-            // A sum, so that the order in which the hash table holds the calls does not matter.
             digest = digest.wrapping_add(xxh3_64(&bytes));
         }
         digest

@@ -1,3 +1,5 @@
+//! The control loop around a stand-in for the control: meeting, life signs, answers for tools.
+
 use super::*;
 use crate::io::cells::ShardCell;
 use crate::io::operator::ask;
@@ -33,8 +35,8 @@ impl ControlCore for Fake {
         self.refused += 1;
         self.suspects.insert(node);
     }
-    fn on_life(&mut self, _now: Now, node: NodeId, at: Nanos) {
-        assert_eq!(at, Nanos(5));
+    fn on_life(&mut self, _now: Now, node: NodeId, boot: Boot) {
+        assert_eq!(boot, Boot(1_001));
         self.lives += 1;
         self.suspects.insert(node);
     }
@@ -163,7 +165,7 @@ fn a_tool_is_answered_with_what_the_shards_say_and_without_a_stuck_one() {
     let questions = running.questions.clone();
     let shard = thread::spawn(move || {
         let question = questions.recv_timeout(Duration::from_secs(5)).unwrap();
-        question.send(serde_json::json!({"shard": 0, "fine": true})).unwrap();
+        question.reply.send(serde_json::json!({"shard": 0, "fine": true})).unwrap();
     });
     let key = ClusterKey::loopback();
     let report = ask(a, &key, STATUS, Nanos::from_secs(5)).unwrap();

@@ -1,3 +1,5 @@
+//! The shard loop around a stand-in for the engine: sockets, ring, timers, cells.
+
 use super::*;
 use crate::io::cells::ShardCell;
 use crate::io::client::ClientSocket;
@@ -63,6 +65,9 @@ impl ShardCore for Fake {
     }
     fn next_timeout(&self) -> Nanos {
         self.deadline
+    }
+    fn digests(&self) -> serde_json::Value {
+        serde_json::Value::Null
     }
     fn stats(&self) -> serde_json::Value {
         serde_json::json!({
@@ -141,7 +146,7 @@ impl Node {
 
     fn ask(&self, shard: usize) -> serde_json::Value {
         let (reply, answer) = channel::bounded(1);
-        self.asks[shard].send(reply).unwrap();
+        self.asks[shard].send(Question { subject: Subject::Status, reply }).unwrap();
         self.cells.shards[shard].wake();
         answer.recv_timeout(Duration::from_secs(5)).unwrap()
     }
@@ -214,6 +219,9 @@ fn shards_of_two_nodes_hear_each_other_and_notice_a_closed_port() {
     thread::sleep(Duration::from_millis(60));
     let report = second.ask(0);
     assert_eq!(report["engine"]["heard"][0], "n1 77 frames");
+    assert_eq!(second.cells.shards[0].heard(NodeId(1)), Nanos::ZERO, "heard, but not met");
+    second.cells.set_boot(NodeId(1), BOOT);
+    thread::sleep(Duration::from_millis(30));
     assert!(second.cells.shards[0].heard(NodeId(1)) > Nanos::ZERO);
     first.cells.shards[0].take_refused();
     second.stop();

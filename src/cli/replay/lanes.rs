@@ -1,0 +1,188 @@
+//! Order and continuity of each call, from the counts that its answers carry.
+//!
+//! A *lane* is what the engine takes for one call: the datagrams of a clone that share a Call-ID, or an
+//! SSRC, or a source address. Its count must grow along the order in which the datagrams were sent.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+
+use crate::types::{Nanos, NodeId};
+use crate::wire::echo::EchoTrailer;
+
+/// What the count of an answer says.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Continuity {
+    /// It fits.
+    Fits,
+    /// The datagram was executed out of its order.
+    Reordered,
+    /// The count was used before or restarted: the engine lost state of this call.
+    Broken,
+}
+
+/// One lane: 40 bytes, so that millions fit.
+#[derive(Copy, Clone, Default)]
+struct Lane {
+    /// The engine's hash of the call.
+    call: u64,
+    /// The highest count seen; 0 before the first answer.
+    count: u64,
+    /// Bit i: count - i was seen.
+    seen: u64,
+    /// The order of the datagram that was answered with `count`.
+    order: u32,
+    /// The order of the datagram at which state was lost: answers to those before it say nothing any more.
+    broken_at: u32,
+    node: u16,
+    /// Twice the number of the window in which it was noted whether this is a victim, plus 1 if it is.
+    window: u16,
+}
+
+/// All lanes.
+pub(crate) struct Lanes {
+    lanes: Vec<Lane>,
+    /// Calls that a lane had before its present one: their last answers may still come.
+    elder: HashMap<(u32, u64), Lane>,
+    ages: VecDeque<(Nanos, u32, u64)>,
+}
+
+impl Lanes {
+    pub(crate) fn new(count: usize) -> Lanes {
+        Lanes { lanes: vec![Lane::default(); count], elder: HashMap::new(), ages: VecDeque::new() }
+    }
+
+    /// Takes the answer to datagram `order` of `lane`.
+    pub(crate) fn on_reply(
+        &mut self,
+        lane: u32,
+        order: u32,
+        trailer: &EchoTrailer,
+        now: Nanos,
+    ) -> Continuity {
+        let Some(present) = self.lanes.get_mut(lane as usize) else { return Continuity::Broken };
+        if present.count != 0 && present.call != trailer.call {
+            if let Some(elder) = self.elder.get_mut(&(lane, trailer.call)) {
+                return elder.step(order, trailer);
+            }
+            // The lane's next call: keep the old one for the answers that are still on their way.
+            self.elder.insert((lane, present.call), *present);
+            self.ages.push_back((now, lane, present.call));
+            (present.count, present.broken_at) = (0, 0);
+        }
+        present.node = trailer.node.0;
+        present.step(order, trailer)
+    }
+
+    /// Forgets former calls that were replaced before `time`.
+    pub(crate) fn forget(&mut self, time: Nanos) {
+        while let Some((_, lane, call)) = self.ages.front().copied().filter(|(age, ..)| *age < time) {
+            self.ages.pop_front();
+            self.elder.remove(&(lane, call));
+        }
+    }
+
+    /// The node that answered `lane` last, if any did.
+    pub(crate) fn node(&self, lane: u32) -> Option<NodeId> {
+        self.lanes.get(lane as usize).filter(|lane| lane.count != 0).map(|lane| NodeId(lane.node))
+    }
+
+    /// Whether `victim` was answering `lane` when window number `window` began: to be asked before the
+    /// answer at hand is given to `on_reply`.
+    pub(crate) fn is_victim(&mut self, lane: u32, window: u16, victim: NodeId) -> bool {
+        let answering = self.node(lane) == Some(victim);
+        let Some(lane) = self.lanes.get_mut(lane as usize) else { return false };
+        if lane.window >> 1 != window & 0x7fff {
+            lane.window = window << 1 | u16::from(answering);
+        }
+        lane.window & 1 == 1
+    }
+
+    /// How many lanes each node answered last, by node id.
+    pub(crate) fn by_node(&self) -> Vec<u64> {
+        let mut counts = vec![0; usize::from(NodeId::MAX) + 1];
+        for lane in self.lanes.iter().filter(|lane| lane.count != 0) {
+            if let Some(count) = counts.get_mut(usize::from(lane.node)) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+}
+
+impl Lane {
+    fn step(&mut self, order: u32, trailer: &EchoTrailer) -> Continuity {
+        let count = trailer.count;
+        if self.count == 0 {
+            (self.call, self.count, self.seen, self.order) = (trailer.call, count, 1, order);
+            return Continuity::Fits;
+        }
+        if order < self.broken_at {
+            return Continuity::Fits;
+        }
+        if count > self.count {
+            let ahead = count - self.count;
+            self.seen = if ahead < 64 { self.seen << ahead | 1 } else { 1 };
+            self.count = count;
+            let fits = order > self.order;
+            self.order = order;
+            return if fits { Continuity::Fits } else { Continuity::Reordered };
+        }
+        let behind = self.count - count;
+        if behind >= 64 || self.seen >> behind & 1 == 1 {
+            // A count is given once. From here on the new counting is taken as the right one, so that one
+            // loss of state is reported once.
+            (self.count, self.seen, self.order, self.broken_at) = (count, 1, order, order);
+            return Continuity::Broken;
+        }
+        self.seen |= 1 << behind;
+        if order < self.order { Continuity::Fits } else { Continuity::Reordered }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Continuity, Lanes};
+    use crate::types::{Nanos, NodeId, Position};
+    use crate::wire::echo::EchoTrailer;
+
+    fn run(replies: &[(u32, u64, u64)]) -> Vec<Continuity> {
+        let mut lanes = Lanes::new(1);
+        let reply = |&(order, call, count): &(u32, u64, u64)| {
+            let trailer = EchoTrailer { slot: 0, call, count, position: Position(1), node: NodeId(1) };
+            lanes.on_reply(0, order, &trailer, Nanos(1))
+        };
+        replies.iter().map(reply).collect()
+    }
+
+    use Continuity::{Broken, Fits, Reordered};
+
+    #[test]
+    fn counts_that_grow_with_the_order_fit_whatever_order_they_are_read_in() {
+        assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (4, 5, 4), (3, 5, 3), (6, 5, 5)]), [Fits; 5]);
+    }
+
+    #[test]
+    fn execution_out_of_order_is_seen_from_either_side() {
+        assert_eq!(run(&[(1, 5, 1), (3, 5, 2), (2, 5, 3), (4, 5, 4)]), [Fits, Fits, Reordered, Fits]);
+        assert_eq!(run(&[(1, 5, 1), (2, 5, 3), (3, 5, 2), (4, 5, 4)]), [Fits, Fits, Reordered, Fits]);
+    }
+
+    #[test]
+    fn a_restarted_or_repeated_count_is_reported_once() {
+        assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (3, 5, 1), (4, 5, 2), (5, 5, 3)])[2..], [Broken, Fits, Fits]);
+        assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (3, 5, 2), (4, 5, 3)])[2..], [Broken, Fits]);
+        assert_eq!(run(&[(1, 5, 1), (2, 5, 200), (3, 5, 3), (4, 5, 4)])[2..], [Broken, Fits]);
+    }
+
+    #[test]
+    fn an_answer_from_before_the_loss_that_is_read_after_it_is_no_further_fault() {
+        assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (4, 5, 1), (3, 5, 3), (5, 5, 2)])[2..], [Broken, Fits, Fits]);
+    }
+
+    #[test]
+    fn the_next_call_of_a_lane_counts_afresh_while_the_former_one_ends() {
+        assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (4, 6, 1), (3, 5, 3), (5, 6, 2)]), [Fits; 5]);
+        assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (4, 6, 1), (3, 5, 2)])[3], Broken);
+    }
+}

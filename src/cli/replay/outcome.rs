@@ -1,0 +1,174 @@
+//! What a run found, as figures, as a report and as text.
+
+use std::fmt::{self, Write as _};
+
+use hdrhistogram::Histogram;
+
+use super::tally::{Counts, Tally, percentiles};
+use super::traffic::Traffic;
+use super::window::Window;
+use crate::cli::report::{Kill, Latency, Report};
+use crate::types::{Nanos, NodeId};
+
+/// How many flows the summary names.
+const NAMED_FLOWS: usize = 5;
+
+/// What a run found.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The figures.
+    pub counts: Counts,
+    /// From the intended send time to the answer.
+    pub latency: Latency,
+    /// From the intended to the real send time: the generator's own part in the latency.
+    pub lateness: Latency,
+    /// The longest gap of each kind of flow that had one, longest first, with the flow's name.
+    pub gaps: Vec<(String, Nanos)>,
+    /// Answers of each node.
+    pub replies_by_node: Vec<(NodeId, u64)>,
+    /// What was marked.
+    pub windows: Vec<Window>,
+    /// Datagrams the system did not take (not in `counts.sent`).
+    pub unsent: u64,
+    /// Port-unreachable and other errors that the sockets reported.
+    pub refused: u64,
+    /// From the start to the last answer waited for.
+    pub elapsed: Nanos,
+}
+
+impl Outcome {
+    pub(crate) fn new(
+        tally: &Tally,
+        traffic: &impl Traffic,
+        lateness: &Histogram<u64>,
+        unsent: u64,
+        refused: u64,
+        elapsed: Nanos,
+    ) -> Outcome {
+        let mut gaps: Vec<_> = (0_u32..).zip(tally.longest_gaps()).filter(|(_, gap)| gap.0 > 0).collect();
+        gaps.sort_by_key(|(_, gap)| std::cmp::Reverse(**gap));
+        Outcome {
+            counts: tally.counts(),
+            latency: percentiles(tally.latency()),
+            lateness: percentiles(lateness),
+            gaps: gaps.into_iter().map(|(kind, gap)| (traffic.kind_name(kind), *gap)).collect(),
+            replies_by_node: tally.replies_by_node(),
+            windows: tally.windows().to_vec(),
+            unsent,
+            refused,
+            elapsed,
+        }
+    }
+
+    /// The longest gap of any flow; `None` if nothing was answered.
+    pub fn longest_gap(&self) -> Option<Nanos> {
+        self.gaps.first().map(|(_, gap)| *gap)
+    }
+
+    /// Everything was sent, and answered exactly once, in order, with the right bytes.
+    pub fn is_clean(&self) -> bool {
+        self.counts.is_clean() && self.unsent == 0
+    }
+
+    /// The report, without what only the cluster knows. Each window becomes a kill: its label is `what`.
+    pub fn report(&self) -> Report {
+        let ms = |nanos: Nanos| (nanos.as_millis_f64() * 1000.0).round() / 1000.0;
+        let kill = |window: &Window| Kill {
+            what: window.label.clone(),
+            node: window.node.map_or_else(String::new, |node| node.to_string()),
+            at_ms: ms(window.at),
+            gap_ms: window.gap.map(ms),
+            lost: window.lost,
+            duplicated: window.duplicated,
+        };
+        let Counts { sent, replied, lost, duplicated, reordered, corrupted, .. } = self.counts;
+        Report {
+            sent,
+            replied,
+            lost,
+            duplicated,
+            reordered,
+            corrupted,
+            latency_us: self.latency,
+            longest_gap_ms: self.longest_gap().map(ms),
+            kills: self.windows.iter().map(kill).collect(),
+            ..Report::default()
+        }
+    }
+
+    fn details(&self) -> String {
+        let counts = &self.counts;
+        let parts = [
+            (counts.unknown, "with unknown bytes"),
+            (counts.bad_trailer, "with a bad trailer"),
+            (counts.broken, "with a per-call count that went back: state was lost"),
+        ];
+        let parts: Vec<_> =
+            parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        if parts.is_empty() { String::new() } else { format!("  ({})", parts.join(", ")) }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = &self.counts;
+        let seconds = (self.elapsed.as_millis_f64() / 1000.0).max(1e-9);
+        writeln!(
+            f,
+            "sent        {:>12}  in {seconds:.1} s, {:.0}/s",
+            counts.sent,
+            counts.sent as f64 / seconds
+        )?;
+        writeln!(f, "replied     {:>12}{}", counts.replied, nodes(&self.replies_by_node))?;
+        writeln!(f, "lost        {:>12}", counts.lost)?;
+        writeln!(f, "duplicated  {:>12}", counts.duplicated)?;
+        writeln!(f, "reordered   {:>12}", counts.reordered)?;
+        writeln!(f, "corrupted   {:>12}{}", counts.corrupted, self.details())?;
+        if self.unsent > 0 {
+            writeln!(f, "not sent    {:>12}  (the system took no more)", self.unsent)?;
+        }
+        if self.refused > 0 {
+            writeln!(f, "refused     {:>12}  (port unreachable: is the target running?)", self.refused)?;
+        }
+        writeln!(f, "latency     {}", line(&self.latency))?;
+        writeln!(f, "sent late   {}", line(&self.lateness))?;
+        for (title, (name, gap)) in
+            std::iter::once("longest gap").chain(std::iter::repeat("")).zip(&self.gaps).take(NAMED_FLOWS)
+        {
+            writeln!(f, "{title:<11} {:>9.3} ms  {name}", gap.as_millis_f64())?;
+        }
+        for window in &self.windows {
+            let gap =
+                window.gap.map_or_else(|| "none".to_owned(), |gap| format!("{:.3} ms", gap.as_millis_f64()));
+            let node = window.node.map_or_else(String::new, |node| format!(" {node}"));
+            writeln!(
+                f,
+                "{}{node} at {:.0} ms: gap {gap}, lost {}, duplicated {}",
+                window.label,
+                window.at.as_millis_f64(),
+                window.lost,
+                window.duplicated
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn nodes(replies: &[(NodeId, u64)]) -> String {
+    let mut text = String::new();
+    for (node, count) in replies {
+        let name = if node.0 > NodeId::MAX { "others".to_owned() } else { node.to_string() };
+        // Writing to a string cannot fail.
+        let _ = write!(text, "  {name}: {count}");
+    }
+    text
+}
+
+fn line(latency: &Latency) -> String {
+    let value =
+        |name: &str, v: Option<f64>| v.map_or_else(|| format!("{name} -"), |v| format!("{name} {v:.0}"));
+    let Latency { p50, p90, p99, p999, max } = *latency;
+    let parts =
+        [value("p50", p50), value("p90", p90), value("p99", p99), value("p99.9", p999), value("max", max)];
+    format!("{} us", parts.join("  "))
+}

@@ -1,0 +1,131 @@
+//! The engine behind the two loops: `engine::Shard` and `engine::control::Control` as the loops drive them.
+
+use serde_json::{Value, json};
+
+use super::cells::Progress;
+use super::control_loop::ControlCore;
+use super::shard_loop::ShardCore;
+use crate::app::{CallApp, Inbound, Unclassified};
+use crate::engine::control::Control;
+use crate::engine::{Outbox, Shard};
+use crate::types::{Boot, CallKey, Nanos, NodeId, NodeSet, Now};
+
+impl<A: CallApp> ShardCore for Shard<A> {
+    fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified> {
+        self.app().classify(packet)
+    }
+
+    fn on_client(&mut self, now: Now, key: CallKey, packet: &Inbound<'_>) -> bool {
+        self.on_client(now, key, packet).is_ok()
+    }
+
+    fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
+        self.on_peer(now, from, boot, plaintext);
+    }
+
+    fn on_join(&mut self, now: Now, node: NodeId, boot: Boot) {
+        self.on_join(now, node, boot);
+    }
+
+    fn on_suspects(&mut self, now: Now, suspects: NodeSet) {
+        self.on_suspects(now, suspects);
+    }
+
+    fn on_timeout(&mut self, now: Now) {
+        self.on_timeout(now);
+    }
+
+    fn flush(&mut self, now: Now, outbox: &mut impl Outbox) {
+        self.flush(now, outbox);
+    }
+
+    fn on_sent(&mut self, now: Now, count: usize) {
+        self.on_sent(now, count);
+    }
+
+    fn next_timeout(&self) -> Nanos {
+        self.next_timeout()
+    }
+
+    fn stats(&self) -> Value {
+        json!(self.stats())
+    }
+
+    fn digests(&self) -> Value {
+        self.digests()
+            .iter()
+            .map(|place| json!([place.slot.0, place.executed.0, format!("{:016x}", place.digest)]))
+            .collect()
+    }
+}
+
+impl ControlCore for Control {
+    fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
+        self.on_peer(now, from, boot, plaintext);
+    }
+
+    fn on_refused(&mut self, now: Now, node: NodeId) {
+        self.on_refused(now, node);
+    }
+
+    fn on_life(&mut self, now: Now, node: NodeId, boot: Boot) {
+        self.on_life(now, node, boot);
+    }
+
+    fn on_progress(&mut self, now: Now, shard: u16, progress: Progress) {
+        self.on_progress(now, shard, progress.turns, progress.parked);
+    }
+
+    fn on_timeout(&mut self, now: Now) {
+        self.on_timeout(now);
+    }
+
+    fn flush(&mut self, now: Now, outbox: &mut impl Outbox) {
+        self.flush(now, outbox);
+        for event in self.take_events() {
+            tracing::info!("{event}");
+        }
+    }
+
+    fn next_timeout(&self) -> Nanos {
+        self.next_timeout()
+    }
+
+    fn suspects(&self, shard: u16) -> NodeSet {
+        self.suspects(shard)
+    }
+
+    fn joined(&self, node: NodeId) -> Option<Boot> {
+        let joined = self.joined().contains(node);
+        self.peers().find(|peer| joined && peer.node == node).and_then(|peer| peer.boot)
+    }
+
+    fn stats(&self) -> Value {
+        let peers: Vec<Value> = self
+            .peers()
+            .map(|peer| {
+                json!({
+                    "node": peer.node.0,
+                    "boot": peer.boot.map(|boot| boot.0),
+                    "joined": self.joined().contains(peer.node),
+                    "up": peer.up,
+                    "suspected": peer.suspected,
+                    "rtt_us": peer.rtt.map(Nanos::as_micros),
+                    "suspect_after_us": peer.limit.as_micros(),
+                    "refused": peer.refused.map(|differs| differs.to_string()),
+                })
+            })
+            .collect();
+        let (dropped, detector) = (self.counters(), self.detector_counters());
+        json!({
+            "all_joined": self.all_joined(),
+            "peers": peers,
+            "dropped": { "malformed": dropped.malformed, "stale": dropped.stale },
+            "suspicions": detector.suspicions,
+            "suspicions_by_refusal": detector.refusals,
+            "recovered": detector.recovered,
+            "wrong_suspicions": detector.wrong,
+            "stalled_workers": detector.stalled_workers,
+        })
+    }
+}
