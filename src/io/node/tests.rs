@@ -190,7 +190,8 @@ fn a_thread_that_ends_by_itself_ends_the_node_and_is_named() {
     let control = Waker::new(poll.registry(), WAKE).unwrap();
     let cells = Arc::new(NodeCells::new(Vec::new(), control));
     let mut node = RunningNode { cells, threads: Vec::new(), ends: channel::unbounded() };
-    let works: [(&str, fn() -> io::Result<Value>, &str); 2] = [
+    type Work = fn() -> io::Result<Value>;
+    let works: [(&str, Work, &str); 2] = [
         ("shard-0", || panic!("on purpose"), "a panic"),
         ("control", || Err(io::Error::from_raw_os_error(libc::EMFILE)), "Too many open files"),
     ];
