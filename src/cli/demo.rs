@@ -3,8 +3,8 @@
 
 use super::local::{ClusterArgs, LocalCluster};
 use super::replay::{Control, Expect, Live, Options, Outcome, Pace, Plan, Runner, Schedule, fresh_seed};
-use super::report::{self, Report};
-use super::{BadUsage, capture};
+use super::report::Report;
+use super::{BadUsage, capture, json};
 use crate::io::sys_process::Signal;
 use crate::io::sys_time;
 use crate::types::{Nanos, NodeId};
@@ -76,7 +76,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         );
     }
     if let Some(path) = &args.json {
-        report::check_json(path)?;
+        json::check(path)?;
     }
     let capture = capture::decode(Path::new("the bundled capture"), CAPTURE.to_vec())?;
     let plan = Plan::new(&[capture.datagrams], fresh_seed())?;
@@ -103,7 +103,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let (report, good) = conclude(&cluster, &watch, &outcome);
     tell(&report, &outcome, &watch, good);
     if let Some(path) = &args.json {
-        report.write_json(path)?;
+        json::write(path, &report)?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

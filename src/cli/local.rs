@@ -219,7 +219,7 @@ impl Drop for LocalCluster {
 
 /// The program to start nodes with: this one, unless a bench or a test says which.
 fn program() -> anyhow::Result<PathBuf> {
-    match std::env::var_os("TANDEM_PROGRAM") {
+    match std::env::var_os("TANDEM_TEST_PROGRAM") {
         Some(path) => Ok(path.into()),
         None => std::env::current_exe().context("cannot find this program's own file"),
     }
@@ -262,6 +262,9 @@ fn free_ports(first: u16, count: u16) -> anyhow::Result<u16> {
 
 /// Starts the cluster, prints it, and keeps it until Ctrl-C.
 pub fn run(args: &LocalArgs) -> anyhow::Result<ExitCode> {
+    if let Some(path) = &args.json {
+        json::check(path)?;
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(number, stop.clone())?;

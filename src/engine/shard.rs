@@ -205,6 +205,9 @@ impl<A: CallApp> Shard<A> {
         if self.retained > self.config.retain_bytes && !self.give_up_slow_members() {
             return Err(DropReason::RetainFull);
         }
+        if let Some(seat) = &self.slots[index].seat {
+            seat.table.warm(key);
+        }
         let kind = EntryKind::Packet {
             call: key,
             source: packet.source,
@@ -404,7 +407,22 @@ impl<A: CallApp> Shard<A> {
             self.counts.drop_incarnation += 1;
             return;
         };
+        self.warm(plaintext);
         self.on_frames(now, lane, plaintext);
+    }
+
+    /// Fetches the calls of a bundle's entries into the cache before the first of them is executed, so that the
+    /// waits for memory overlap.
+    fn warm(&self, plaintext: &[u8]) {
+        for frame in Frames::new(plaintext) {
+            let Ok(Frame::Segment(header, entries)) = frame else { continue };
+            let seat = self.index(header.slot.get()).and_then(|i| self.slots[i].seat.as_ref());
+            if let (Some(seat), Some((entry, _, _))) = (seat, Entry::read(entries))
+                && let EntryKind::Packet { call, .. } = entry.kind
+            {
+                seat.table.warm(call);
+            }
+        }
     }
 
     pub(super) fn on_frames(&mut self, now: Now, lane: usize, plaintext: &[u8]) {
