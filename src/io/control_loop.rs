@@ -1,6 +1,9 @@
 //! The control's thread: beats and suspicion at real-time priority where allowed, apart from the packet path, so
 //! that a busy shard does not look like a dead node.
 //!
+//! It wakes for its own beats, not for those of its peers, which it reads when it is awake: a wake-up costs more than
+//! all else it does, and by the contract of the detector nobody is suspected before the sockets were read.
+//!
 //! It reads the shards' cells once a turn, and tells them through theirs whom to suspect and whom it has met. It
 //! also answers the operator's tools, by asking the shards.
 
@@ -28,7 +31,7 @@ use crate::wire::datagram::{Kind, OPERATOR_TOOL, destination};
 use crate::wire::seal::{Opener, Sealer};
 
 const TIMER: Token = Token(1);
-const FIRST_LINK: usize = 2;
+const DOOR: Token = Token(2);
 /// Datagrams, or joined ones, in one system call.
 const BATCH: usize = 8;
 /// The longest thing the kernel joins.
@@ -173,10 +176,7 @@ impl<C: ControlCore> ControlLoop<C> {
         let timer = TimerFd::new()?;
         let registry = parts.poll.registry();
         registry.register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)?;
-        let sockets = parts.links.iter().map(|(_, link)| link.fd()).chain([parts.door.as_raw_fd()]);
-        for (index, fd) in sockets.enumerate() {
-            registry.register(&mut SourceFd(&fd), Token(FIRST_LINK + index), Interest::READABLE)?;
-        }
+        registry.register(&mut SourceFd(&parts.door.as_raw_fd()), DOOR, Interest::READABLE)?;
         let count = parts.links.len();
         Ok(ControlLoop {
             core,
@@ -225,10 +225,11 @@ impl<C: ControlCore> ControlLoop<C> {
             self.beats.tally.turns += 1;
             let late = self.armed != Nanos::MAX && now.mono.since(self.armed) > LATE;
             self.beats.tally.late_turns += u64::from(late);
-            for event in &events {
-                if let Some(index) = event.token().0.checked_sub(FIRST_LINK) {
-                    self.receive(now, index);
-                }
+            for index in 0..self.beats.links.len() {
+                self.receive(now, Some(index));
+            }
+            if events.iter().any(|event| event.token() == DOOR) {
+                self.receive(now, None);
             }
             self.turn(now)?;
         }
@@ -252,10 +253,10 @@ impl<C: ControlCore> ControlLoop<C> {
         self.arm(now)
     }
 
-    /// Reads one socket dry, up to a bound; what is over it waits for the next event.
-    fn receive(&mut self, now: Now, index: usize) {
+    /// Reads one link, or the door, dry, up to a bound. A short batch means that it is.
+    fn receive(&mut self, now: Now, link: Option<usize>) {
         for _ in 0..BATCHES {
-            let link = self.beats.links.get(index);
+            let link = link.and_then(|index| self.beats.links.get(index));
             let received = match link {
                 Some((_, link)) => link.recv(&mut self.batch),
                 None => self.batch.recv(self.door.as_fd()),
@@ -273,6 +274,9 @@ impl<C: ControlCore> ControlLoop<C> {
                 }
             };
             self.take_batch(now, count);
+            if count < self.batch.capacity() {
+                return;
+            }
         }
     }
 
