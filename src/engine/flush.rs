@@ -35,12 +35,18 @@ impl<A: CallApp> Shard<A> {
         for lane in self.remote_lanes() {
             self.write_replies(lane);
         }
+        let mut open = NodeSet::EMPTY;
+        for lane in self.remote_lanes() {
+            if self.lanes[lane].open(now.mono, &self.rtts[lane]) {
+                open.insert(self.lanes[lane].node);
+            }
+        }
         if self.config.multicast {
             self.write_groups(now);
             self.groups.iter_mut().for_each(|(set, packer)| packer.drain(|d| out.multicast(*set, d)));
         }
         for lane in self.remote_lanes() {
-            let lane_is_open = self.lanes[lane].open(now.mono, &self.rtts[lane]);
+            let lane_is_open = open.contains(self.lanes[lane].node);
             if !self.lanes[lane].dirty.is_empty() && lane_is_open && self.write_fan_out(now, lane) {
                 self.bundle = self.bundle.wrapping_add(1);
                 self.lanes[lane].packer.frame(&Frame::Bundle(self.bundle));

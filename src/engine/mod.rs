@@ -23,6 +23,8 @@ pub mod shard;
 pub mod stats;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod review;
 
 pub use flush::SlotDigest;
 pub use shard::{Shard, ShardConfig};

@@ -87,7 +87,7 @@ pub struct Shard<A: CallApp> {
     /// The lane to this node itself.
     pub(super) local: usize,
     pub(super) slots: Vec<SlotState<A>>,
-    timers: BinaryHeap<Reverse<(Nanos, u16)>>,
+    pub(super) timers: BinaryHeap<Reverse<(Nanos, u16)>>,
     /// How long answers take, from append to the last output.
     answers: Rtt,
     /// Outputs handed to the driver whose fate is not known, by local slot index.
@@ -121,7 +121,7 @@ impl<A: CallApp> Shard<A> {
             clock: None,
             slots: Vec::new(),
             timers: BinaryHeap::new(),
-            answers: Rtt::new(config.hedge_after, config.hedge_after, HEDGE_CAP),
+            answers: Rtt::new(config.hedge_after, config.hedge_after, HEDGE_CAP.max(config.hedge_after)),
             sends: VecDeque::new(),
             releasing: VecDeque::new(),
             restore_at: Nanos::MAX,
@@ -236,7 +236,7 @@ impl<A: CallApp> Shard<A> {
     fn give_up_slow_members(&mut self) -> bool {
         let before = self.retained;
         for index in 0..self.slots.len() {
-            self.changing(index, |owner, _, _| owner.retained().1 > 0 && owner.demote_slowest());
+            self.changing(index, |owner, _, _| owner.retained().1 > 0 && owner.demote_lost());
         }
         self.retained < before
     }
@@ -286,6 +286,10 @@ impl<A: CallApp> Shard<A> {
         if due < self.slots[index].scheduled {
             self.slots[index].scheduled = due;
             self.timers.push(Reverse((due, index as u16)));
+            if self.timers.len() > 4 * self.slots.len() + 64 {
+                let live = self.slots.iter().enumerate().filter(|(_, s)| s.scheduled < Nanos::MAX);
+                self.timers = live.map(|(i, s)| Reverse((s.scheduled, i as u16))).collect();
+            }
         }
     }
 
@@ -311,7 +315,7 @@ impl<A: CallApp> Shard<A> {
     /// Does what is due.
     pub fn on_timeout(&mut self, now: Now) {
         if self.restore_at <= now.mono {
-            self.restore_masters();
+            self.restore_masters(now);
         }
         while let Some(Reverse((at, index))) = self.timers.peek().copied() {
             if at > now.mono {
@@ -386,10 +390,16 @@ impl<A: CallApp> Shard<A> {
         }
     }
 
-    fn restore_masters(&mut self) {
+    fn restore_masters(&mut self, now: Now) {
         self.restore_at = Nanos::MAX;
         for index in 0..self.slots.len() {
-            self.changing(index, |owner, _, _| owner.restore_master());
+            let away = self.changing(index, |owner, _, _| {
+                owner.restore_master();
+                owner.master() != owner.followers()[0].node && owner.followers()[0].eligible()
+            });
+            if away == Some(true) {
+                self.restore_at = now.mono + Nanos::from_millis(50);
+            }
             self.enqueue(index);
         }
     }
@@ -479,7 +489,8 @@ impl<A: CallApp> Shard<A> {
         match take(&mut seat.log, &mut machine) {
             Ok(missing) => {
                 seat.ack_due = true;
-                seat.nak_due = missing;
+                let gap = seat.log.held().next();
+                seat.nak_due = missing.or(seat.nak_due.filter(|from| *from == gap));
             }
             Err(Refused::Malformed) => self.counts.drop_malformed += 1,
             Err(Refused::Term | Refused::Behind) => self.counts.refused_segments += 1,

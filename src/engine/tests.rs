@@ -13,7 +13,7 @@ const CLIENT: Endpoint = Endpoint { ip: [9; 16], port: 5060 };
 const TIMER: u8 = b'T';
 
 /// Answers with its count and the packet; sets a timer for packets that ask for one.
-struct Counting;
+pub(super) struct Counting;
 
 impl CallApp for Counting {
     type Call = u8;
@@ -34,7 +34,7 @@ impl CallApp for Counting {
         ctx: &mut impl Context<Shared = (), Change = ()>,
         packet: &Inbound<'_>,
     ) {
-        *count += 1;
+        *count = count.wrapping_add(1);
         ctx.send(packet.local, packet.source, &[&[*count], packet.payload]);
         if packet.payload[0] == TIMER {
             ctx.set_timer(TimerId(1), ctx.now() + Nanos::from_millis(500));
@@ -66,9 +66,9 @@ impl CallApp for Counting {
 }
 
 #[derive(Default)]
-struct Sent {
-    peer: Vec<(NodeId, Vec<u8>)>,
-    client: Vec<Vec<u8>>,
+pub(super) struct Sent {
+    pub(super) peer: Vec<(NodeId, Vec<u8>)>,
+    pub(super) client: Vec<Vec<u8>>,
     multicast: usize,
 }
 
@@ -86,16 +86,16 @@ impl Outbox for Sent {
 }
 
 /// Three nodes, time that moves when told to, and a choice of which nodes are cut off.
-struct Cluster {
-    shards: Vec<Shard<Counting>>,
-    now: Now,
-    cut: NodeSet,
-    replies: Vec<Vec<u8>>,
-    multicasts: usize,
+pub(super) struct Cluster {
+    pub(super) shards: Vec<Shard<Counting>>,
+    pub(super) now: Now,
+    pub(super) cut: NodeSet,
+    pub(super) replies: Vec<Vec<u8>>,
+    pub(super) multicasts: usize,
 }
 
 impl Cluster {
-    fn new(nodes: u16, change: impl Fn(&mut ShardConfig)) -> Cluster {
+    pub(super) fn new(nodes: u16, change: impl Fn(&mut ShardConfig)) -> Cluster {
         let map_nodes = (1..=nodes).map(|n| MapNode { id: NodeId(n), host: HostId(n) }).collect();
         let map = Arc::new(ClusterMap::fixed(16, map_nodes, NodeId(1), 1, usize::from(nodes), 0).unwrap());
         let now = Now { mono: Nanos::from_secs(1), wall: Nanos::from_secs(1_000_000) };
@@ -134,14 +134,14 @@ impl Cluster {
         cluster
     }
 
-    fn send(&mut self, payload: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn send(&mut self, payload: &[u8]) -> Result<(), DropReason> {
         let packet = Inbound { source: CLIENT, local: LocalId(0), payload };
         let key = Counting.classify(&packet).unwrap();
         self.shards[0].on_client(self.now, key, &packet)
     }
 
     /// Flushes and delivers until nothing moves.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..50 {
             let mut moved = false;
             for at in 0..self.shards.len() {
@@ -171,7 +171,7 @@ impl Cluster {
         panic!("the cluster does not come to rest");
     }
 
-    fn pass(&mut self, time: Nanos) {
+    pub(super) fn pass(&mut self, time: Nanos) {
         let step = Nanos::from_micros(500);
         let end = self.now.mono + time;
         while self.now.mono < end {
@@ -181,13 +181,13 @@ impl Cluster {
         }
     }
 
-    fn suspect(&mut self, node: u16) {
+    pub(super) fn suspect(&mut self, node: u16) {
         let mut suspects = NodeSet::EMPTY;
         suspects.insert(NodeId(node));
         self.shards[0].on_suspects(self.now, suspects);
     }
 
-    fn digests(&self) -> Vec<Vec<super::SlotDigest>> {
+    pub(super) fn digests(&self) -> Vec<Vec<super::SlotDigest>> {
         self.shards.iter().map(Shard::digests).collect()
     }
 }

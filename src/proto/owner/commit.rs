@@ -15,6 +15,7 @@ impl Owner {
         let follower = &mut self.followers[index];
         follower.boot = Some(boot);
         follower.started = true;
+        follower.told = follower.telling;
         if held > follower.held {
             follower.held = held;
             follower.sent = follower.sent.max(held);
@@ -90,9 +91,7 @@ impl Owner {
         let answered = self.followers.iter().filter(|f| f.counted && f.outputs <= taken).map(|f| f.executed);
         if let Some(answered) = answered.max().filter(|a| *a > self.answered) {
             self.answered = answered;
-            if answered == self.tail() {
-                self.delay = Some(now.since(self.waiting_since));
-            }
+            self.delay = Some(now.since(self.waiting_since));
             self.waiting_since = now;
             self.hedges = 0;
         }

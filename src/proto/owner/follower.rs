@@ -50,6 +50,8 @@ pub struct Follower {
     pub(super) nak_at: Nanos,
     /// `released` and `stable` as last told.
     pub(super) told: (u64, Position),
+    /// The same as last written; told once an ack came after it.
+    pub(super) telling: (u64, Position),
     /// The newest digest checkpoints, by position modulo their number.
     pub(super) checkpoints: [(Position, u64); CHECKPOINTS],
     pub(super) next_checkpoint: usize,
@@ -80,6 +82,7 @@ impl Follower {
             asked_at: Nanos::ZERO,
             nak_at: Nanos::ZERO,
             told: (0, Position(0)),
+            telling: (0, Position(0)),
             checkpoints: [(Position(0), 0); CHECKPOINTS],
             next_checkpoint: 0,
             queued: false,
@@ -153,7 +156,7 @@ impl Owner {
             return true;
         }
         self.followers[index].sent = tail;
-        self.followers[index].told = (self.released, self.stable);
+        self.followers[index].telling = (self.released, self.stable);
         true
     }
 
@@ -177,7 +180,7 @@ impl Owner {
             if follower.held >= follower.sent {
                 follower.sent_at = now;
             }
-            (follower.sent, follower.told, follower.tell) = (tail, told, false);
+            (follower.sent, follower.telling, follower.tell) = (tail, told, false);
         }
     }
 

@@ -49,7 +49,7 @@ impl Owner {
     }
 
     fn hedge_at(&self, hedge_after: Nanos) -> Nanos {
-        self.waiting_since + Nanos(hedge_after.0 << self.hedges.min(MOST_DOUBLINGS))
+        self.waiting_since.max(self.hedged_at) + Nanos(hedge_after.0 << self.hedges.min(MOST_DOUBLINGS))
     }
 
     /// Does what is due; returns how many hedges and probes that was.
@@ -73,6 +73,9 @@ impl Owner {
             self.tell_at = Nanos::MAX;
             let state = (self.released, self.stable);
             self.followers.iter_mut().for_each(|f| f.tell |= f.told != state);
+            if self.followers.iter().any(|f| f.eligible() && f.told != state) {
+                self.tell_at = now + self.config.tell_after;
+            }
         }
         (hedges, probes)
     }
@@ -92,6 +95,7 @@ impl Owner {
             self.followers[index].asked_at = now;
         }
         self.hedges = self.hedges.saturating_add(1);
+        self.hedged_at = now;
     }
 
     /// A member sent outputs that do not follow the last one taken: it is asked for those between.
@@ -157,14 +161,24 @@ impl Owner {
         }
     }
 
+    /// As [`Owner::demote_slowest`], if that one is suspected or has missed several acks in a row.
+    pub fn demote_lost(&mut self) -> bool {
+        let tail = self.tail();
+        let behind = self.followers.iter().filter(|f| f.counted && f.held < tail);
+        let slowest = behind.min_by_key(|f| (f.trusted, f.held));
+        slowest.is_some_and(|f| !f.trusted || f.retries >= 3) && self.demote_slowest()
+    }
+
     /// Gives up waiting for the member that holds least, so that its entries need not be kept; not if
     /// the others could not commit without it. Returns whether anybody was given up.
     pub fn demote_slowest(&mut self) -> bool {
         let counted = || self.followers.iter().enumerate().filter(|(_, f)| f.counted);
         let behind = counted().filter(|(_, f)| f.held < self.tail());
         // One that is suspected first: it may never come back, and the others would wait for it.
-        let Some((index, _)) = behind.min_by_key(|(_, f)| (f.trusted, f.held)) else { return false };
-        if !self.is_commit_set(counted().filter(|(i, _)| *i != index).map(|(_, f)| f.node)) {
+        let Some((index, slowest)) = behind.min_by_key(|(_, f)| (f.trusted, f.held)) else { return false };
+        // Only for those who live and hold more: otherwise nothing would be gained.
+        let ahead = counted().filter(|(_, f)| f.trusted && f.held > slowest.held);
+        if !self.is_commit_set(ahead.map(|(_, f)| f.node)) {
             return false;
         }
         self.discount(index);
