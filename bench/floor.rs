@@ -1,95 +1,43 @@
-//! The floor that the engine is measured against: the least a UDP server can do on this machine. One thread takes
-//! batches with recvmmsg and sends every datagram back with sendmmsg, by the same system-call layer as the engine.
-//! It runs in a process of its own, like the nodes, and CPU time is counted the same way for both.
+//! The floor to compare with: a bare forwarder, one thread that returns every datagram to its sender with
+//! `recvmmsg` and `sendmmsg`. It runs as a process of its own, this bench's program started a second time, so
+//! that its CPU time is told like a node's.
 
-use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
-use std::process::{Child, Command, Stdio, exit};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
+use anyhow::Context;
 use tandem::io::sys_recv::RecvBatch;
 use tandem::io::sys_send::{SendBatch, Sent};
-use tandem::io::sys_socket::{self, Buffers};
-use tandem::io::sys_time::{process_cpu, wait_readable};
-use tandem::types::Nanos;
+use tandem::io::{sys_socket, sys_time};
 
-/// The argument that makes a bench's program the forwarder.
-const FLOOR: &str = "--floor";
-/// Datagrams in one system call.
+/// The address the second process is to forward at.
+const ADDRESS: &str = "TANDEM_BENCH_FLOOR";
+/// Datagrams a system call, as TANDEM_BATCH's default.
 const BATCH: usize = 64;
-/// Bytes of the socket's buffers, each way: as the nodes ask for by default.
-const SOCKET_BYTES: usize = 8 << 20;
+const BUFFER: usize = 8 << 20;
 
-/// Becomes the forwarder if this process was started as one. Call it first in `main`.
-pub(crate) fn serve_if_asked() {
-    if std::env::args().nth(1).as_deref() == Some(FLOOR) {
-        let Err(error) = serve();
-        eprintln!("floor: {error}");
-        exit(1);
-    }
-}
-
-/// Sends back what arrives, until standard input is closed.
-fn serve() -> std::io::Result<std::convert::Infallible> {
-    let socket = sys_socket::bind(SocketAddr::from(([127, 0, 0, 1], 0)), false)?;
-    sys_socket::set_buffers(socket.as_fd(), Buffers { recv: SOCKET_BYTES, send: SOCKET_BYTES })?;
-    println!("{}", socket.local_addr()?);
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read(&mut [0]);
-        exit(0);
-    });
-    let (mut batch, mut replies) = (RecvBatch::new(BATCH, 2_048), SendBatch::new(BATCH, 1 << 20, false));
-    loop {
-        wait_readable(socket.as_fd(), -1)?;
-        while let Ok(count) = batch.recv(socket.as_fd()) {
-            for index in 0..count {
-                let received = batch.get(index).expect("as many as recv returned");
-                replies.push(received.source, 0, received.bytes);
-            }
-            send(&socket, &mut replies);
-            if count < BATCH {
-                break;
-            }
-        }
-    }
-}
-
-/// What the kernel does not take is dropped: the bench counts what arrives.
-fn send(socket: &UdpSocket, replies: &mut SendBatch) {
-    while let Sent::Refused(_) = replies.send(socket.as_fd()) {
-        replies.skip();
-    }
-    replies.clear();
-}
-
-/// A running forwarder; it ends with this value.
+/// A running forwarder; it ends with this.
 pub(crate) struct Floor {
-    /// Where it listens.
     pub(crate) address: SocketAddr,
     child: Child,
+    _alive: Option<ChildStdin>,
 }
 
 impl Floor {
-    /// Starts this program again as the forwarder.
-    pub(crate) fn start() -> std::io::Result<Floor> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg(FLOOR).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn()?;
-        let mut line = String::new();
-        if let Some(output) = child.stdout.take() {
-            BufReader::new(output).read_line(&mut line)?;
-        }
-        match line.trim().parse() {
-            Ok(address) => Ok(Floor { address, child }),
-            Err(_) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(std::io::Error::other("the forwarder did not say where it listens"))
-            }
-        }
+    pub(crate) fn start() -> anyhow::Result<Floor> {
+        let address = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        let mut child = Command::new(std::env::current_exe()?)
+            .env(ADDRESS, address.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("cannot start the forwarder")?;
+        let alive = child.stdin.take();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        Ok(Floor { address, child, _alive: alive })
     }
 
-    /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -97,61 +45,45 @@ impl Floor {
 
 impl Drop for Floor {
     fn drop(&mut self) {
+        // Nothing is left to do for a process that has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// CPU time of processes and of the whole machine at one moment.
-#[derive(Copy, Clone, Debug)]
-pub(crate) struct CpuTimes {
-    /// User and system time of all threads of the processes asked about; the kernel counts softirq work in the
-    /// context of the thread it interrupts or is called from.
-    own: Nanos,
-    /// Everything but idle, on all cores, in the clock ticks of /proc/stat (100 a second).
-    busy_ticks: u64,
-    /// Of that, softirq.
-    softirq_ticks: u64,
+/// To be called first in `main`: if this process was started to be the forwarder, it is nothing else.
+pub(crate) fn serve_if_asked() {
+    let Ok(address) = std::env::var(ADDRESS) else { return };
+    // The bench may be killed: then its end of the pipe closes.
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
+    if let Err(error) = serve(&address) {
+        eprintln!("floor at {address}: {error}");
+    }
+    std::process::exit(1);
 }
 
-impl CpuTimes {
-    /// Reads the clocks; a process that has ended counts as 0.
-    pub(crate) fn read(pids: &[u32]) -> CpuTimes {
-        let own = pids.iter().map(|pid| process_cpu(*pid).unwrap_or_default().0).sum();
-        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        // proc_stat(5): user nice system idle iowait irq softirq steal ...
-        let fields: Vec<u64> = stat
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .skip(1)
-            .filter_map(|field| field.parse().ok())
-            .collect();
-        let field = |index: usize| fields.get(index).copied().unwrap_or(0);
-        let busy_ticks = [0, 1, 2, 5, 6, 7].into_iter().map(field).sum();
-        CpuTimes { own: Nanos(own), busy_ticks, softirq_ticks: field(6) }
-    }
-
-    /// What was used from `before` to now.
-    pub(crate) fn since(self, before: CpuTimes) -> CpuUsed {
-        let ms = |now: u64, then: u64| now.saturating_sub(then) as f64 * 10.0;
-        CpuUsed {
-            own: self.own.since(before.own),
-            machine_ms: ms(self.busy_ticks, before.busy_ticks),
-            softirq_ms: ms(self.softirq_ticks, before.softirq_ticks),
+fn serve(address: &str) -> std::io::Result<()> {
+    let socket = UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    sys_socket::set_buffers(socket.as_fd(), sys_socket::Buffers { recv: BUFFER, send: BUFFER })?;
+    let mut batch = RecvBatch::new(BATCH, 2048);
+    let mut out = SendBatch::new(BATCH, BUFFER, false);
+    loop {
+        let count = batch.recv(socket.as_fd()).unwrap_or(0);
+        for index in 0..count {
+            if let Some(received) = batch.get(index) {
+                out.push(received.source, 0, received.bytes);
+            }
+        }
+        while let Sent::Refused(_) = out.send(socket.as_fd()) {
+            out.skip();
+        }
+        // A short batch leaves the socket dry: the next call would only say so.
+        if count < BATCH {
+            sys_time::wait_readable(socket.as_fd(), -1)?;
         }
     }
-}
-
-/// CPU time between two moments.
-#[derive(Copy, Clone, Debug)]
-pub(crate) struct CpuUsed {
-    /// Of the processes asked about.
-    pub(crate) own: Nanos,
-    /// Of everything on the machine. What it has beyond the processes asked about, the generator and the bench
-    /// itself was used by strangers.
-    pub(crate) machine_ms: f64,
-    /// Of that, softirq that ran in nobody's context.
-    pub(crate) softirq_ms: f64,
 }

@@ -10,5 +10,6 @@ pub mod config;
 pub mod engine;
 pub mod io;
 pub mod proto;
+pub mod sim;
 pub mod types;
 pub mod wire;

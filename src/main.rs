@@ -19,6 +19,9 @@ enum Command {
     Node(cli::node::NodeArgs),
     /// Run a cluster of separate processes on loopback until Ctrl-C
     Local(cli::local::LocalArgs),
+    /// Show a failover: three nodes, a bundled capture at 200 calls, one node killed, every answer checked
+    #[cfg(feature = "tools")]
+    Demo(cli::demo::DemoArgs),
     /// Send the calls of captures to a cluster many times over and check every answer
     #[cfg(feature = "tools")]
     Replay(cli::replay::Args),
@@ -41,6 +44,8 @@ fn main() -> ExitCode {
     conclude(match cli.command {
         Command::Node(args) => cli::node::run(&args),
         Command::Local(args) => cli::local::run(&args),
+        #[cfg(feature = "tools")]
+        Command::Demo(args) => cli::demo::run(&args),
         #[cfg(feature = "tools")]
         Command::Replay(args) => cli::replay::run(&args),
         Command::Config(args) => cli::config::run(&args),

@@ -4,12 +4,13 @@
 use super::config::SettingArgs;
 use super::{BadUsage, json};
 use crate::config::{Settings, resolve_from_environment};
-use crate::io::operator::{self, AskError, STATUS};
+use crate::io::operator::{self, AskError, DIGESTS, STATUS};
 use crate::io::sys_process::{Signal, signal};
 use crate::types::{Nanos, NodeId};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -133,9 +134,38 @@ impl LocalCluster {
     /// # Errors
     /// The node does not answer.
     pub fn status(&self, node: NodeId) -> Result<Value, AskError> {
+        self.ask(node, STATUS)
+    }
+
+    /// Whether every node of `nodes` has executed the same entries with the same outputs in every slot. They are
+    /// given `patience` to catch up with one another.
+    ///
+    /// # Errors
+    /// A node does not answer.
+    pub fn digests_agree(&self, nodes: &[NodeId], patience: Duration) -> Result<bool, AskError> {
+        let start = Instant::now();
+        loop {
+            let all = nodes.iter().map(|n| self.digests(*n)).collect::<Result<Vec<_>, _>>()?;
+            let agree = all.windows(2).all(|pair| pair[0] == pair[1]);
+            if agree || start.elapsed() > patience {
+                return Ok(agree);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// (slot, executed, digest) of every slot in use, whatever the shard.
+    fn digests(&self, node: NodeId) -> Result<BTreeSet<String>, AskError> {
+        let answer = self.ask(node, DIGESTS)?;
+        let shards = answer["shards"].as_array().into_iter().flatten();
+        let slots = shards.flat_map(|shard| shard["digests"].as_array().into_iter().flatten());
+        Ok(slots.map(Value::to_string).collect())
+    }
+
+    fn ask(&self, node: NodeId, question: &str) -> Result<Value, AskError> {
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let address = self.settings.control_address(node).unwrap_or(at);
-        operator::ask(address, &self.settings.sealing_key(), STATUS, Nanos::from_millis(1_000))
+        operator::ask(address, &self.settings.sealing_key(), question, Nanos::from_millis(1_000))
     }
 
     /// Sends a signal to a node's process.
@@ -189,7 +219,7 @@ impl Drop for LocalCluster {
 
 /// The program to start nodes with: this one, unless a bench or a test says which.
 fn program() -> anyhow::Result<PathBuf> {
-    match std::env::var_os("TANDEM_PROGRAM") {
+    match std::env::var_os("TANDEM_TEST_PROGRAM") {
         Some(path) => Ok(path.into()),
         None => std::env::current_exe().context("cannot find this program's own file"),
     }
@@ -232,6 +262,9 @@ fn free_ports(first: u16, count: u16) -> anyhow::Result<u16> {
 
 /// Starts the cluster, prints it, and keeps it until Ctrl-C.
 pub fn run(args: &LocalArgs) -> anyhow::Result<ExitCode> {
+    if let Some(path) = &args.json {
+        json::check(path)?;
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(number, stop.clone())?;

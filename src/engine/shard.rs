@@ -205,6 +205,9 @@ impl<A: CallApp> Shard<A> {
         if self.retained > self.config.retain_bytes && !self.give_up_slow_members() {
             return Err(DropReason::RetainFull);
         }
+        if let Some(seat) = &self.slots[index].seat {
+            seat.table.warm(key);
+        }
         let kind = EntryKind::Packet {
             call: key,
             source: packet.source,
@@ -216,12 +219,13 @@ impl<A: CallApp> Shard<A> {
 
     fn append(&mut self, now: Now, index: usize, kind: EntryKind<'_>) -> Result<(), ()> {
         let time = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
-        let Some(owner) = &mut self.slots[index].owner else { return Err(()) };
-        let before = owner.retained().0;
-        let result = owner.append(now.mono, Entry { time, kind });
-        let grown = owner.retained().0 - before.min(owner.retained().0);
-        self.retained += grown;
-        let _position = result.map_err(|_| ())?;
+        let before = self.retained;
+        let appended =
+            self.changing(index, |owner, _, _| owner.append(now.mono, Entry { time, kind }).is_ok());
+        if appended != Some(true) {
+            return Err(());
+        }
+        let grown = self.retained.saturating_sub(before);
         for lane in &mut self.lanes {
             lane.gathered += grown;
         }
@@ -235,11 +239,7 @@ impl<A: CallApp> Shard<A> {
     fn give_up_slow_members(&mut self) -> bool {
         let before = self.retained;
         for index in 0..self.slots.len() {
-            self.changing(index, |owner, _, counts| {
-                if owner.retained().1 > 0 && owner.demote_slowest() {
-                    counts.demotions += 1;
-                }
-            });
+            self.changing(index, |owner, _, _| owner.retained().1 > 0 && owner.demote_slowest());
         }
         self.retained < before
     }
@@ -251,11 +251,13 @@ impl<A: CallApp> Shard<A> {
         change: impl FnOnce(&mut Owner, &[Rtt], &mut ShardStats) -> T,
     ) -> Option<T> {
         let owner = self.slots[index].owner.as_mut()?;
-        let (before, master, diverged) = (owner.retained().0, owner.master(), owner.divergences());
+        let (before, master) = (owner.retained().0, owner.master());
+        let (diverged, demoted) = (owner.divergences(), owner.demotions());
         let result = change(owner, &self.rtts, &mut self.counts);
         self.retained = (self.retained + owner.retained().0).saturating_sub(before);
         self.counts.master_changes += u64::from(owner.master() != master);
         self.counts.divergences += owner.divergences() - diverged;
+        self.counts.demotions += owner.demotions() - demoted;
         Some(result)
     }
 
@@ -405,7 +407,22 @@ impl<A: CallApp> Shard<A> {
             self.counts.drop_incarnation += 1;
             return;
         };
+        self.warm(plaintext);
         self.on_frames(now, lane, plaintext);
+    }
+
+    /// Fetches the calls of a bundle's entries into the cache before the first of them is executed, so that the
+    /// waits for memory overlap.
+    fn warm(&self, plaintext: &[u8]) {
+        for frame in Frames::new(plaintext) {
+            let Ok(Frame::Segment(header, entries)) = frame else { continue };
+            let seat = self.index(header.slot.get()).and_then(|i| self.slots[i].seat.as_ref());
+            if let (Some(seat), Some((entry, _, _))) = (seat, Entry::read(entries))
+                && let EntryKind::Packet { call, .. } = entry.kind
+            {
+                seat.table.warm(call);
+            }
+        }
     }
 
     pub(super) fn on_frames(&mut self, now: Now, lane: usize, plaintext: &[u8]) {

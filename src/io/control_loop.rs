@@ -323,7 +323,8 @@ impl<C: ControlCore> ControlLoop<C> {
             if at > *known {
                 *known = at;
                 if let Some(boot) = self.cells.boot(*peer) {
-                    self.core.on_life(now, *peer, boot);
+                    // As of when it was heard: what came before a refusal must not clear it.
+                    self.core.on_life(Now { mono: at, ..now }, *peer, boot);
                 }
             }
         }

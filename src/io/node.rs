@@ -23,7 +23,7 @@ use super::shard_loop::{Handed, Question, ShardLoop, ShardParts, WAKE};
 use super::sys_socket::{self, Buffers};
 use super::{sys_thread, sys_time};
 use crate::app::CallApp;
-use crate::app::classify::{KeyExtractor, KeyRule};
+use crate::app::classify::KeyExtractor;
 use crate::app::echo::Echo;
 use crate::app::table::TableLimits;
 use crate::config::{App, Auto, Fanout, Pin, Settings, Show};
@@ -197,8 +197,7 @@ impl RunningNode {
         plan.check_addresses()?;
         match settings.app {
             App::Echo => {
-                let rule: KeyRule = settings.key.show().parse().unwrap_or_default();
-                plan.start(&Echo { keys: KeyExtractor { rule, seed: settings.hash_seed() } })
+                plan.start(&Echo { keys: KeyExtractor { rule: settings.key, seed: settings.hash_seed() } })
             }
         }
     }

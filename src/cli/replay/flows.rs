@@ -21,13 +21,15 @@ impl Silence {
     }
 }
 
-/// One flow: 16 bytes.
+/// One flow: 24 bytes.
 #[derive(Copy, Clone)]
 struct Flow {
     /// `Nanos::MAX`: nothing is owed.
     owed_since: Nanos,
     newest_sent: u32,
     newest_answered: u32,
+    /// Half of the engine's hash of the call to which the newest answered datagram belongs.
+    call: u32,
 }
 
 /// All flows of all clones.
@@ -39,7 +41,7 @@ pub(crate) struct Flows {
 
 impl Flows {
     pub(crate) fn new(flows: usize, kinds: usize) -> Flows {
-        let idle = Flow { owed_since: Nanos::MAX, newest_sent: 0, newest_answered: 0 };
+        let idle = Flow { owed_since: Nanos::MAX, newest_sent: 0, newest_answered: 0, call: 0 };
         Flows { flows: vec![idle; flows], longest: vec![Nanos::ZERO; kinds] }
     }
 
@@ -54,17 +56,22 @@ impl Flows {
         flow.owed_since = flow.owed_since.min(now);
     }
 
-    /// Takes an answer; returns the silence it ended, and whether it overtook no other answer of the flow.
+    /// Takes an answer; returns the silence it ended, and whether no other answer of its call overtook it in
+    /// this flow. A flow may carry one call after the other, and calls of different slots run side by side.
+    /// `call`: the engine's hash of the call, 0 if it is not known.
     pub(crate) fn on_reply(
         &mut self,
         flow: u32,
         kind: u32,
         order: u32,
+        call: u64,
         now: Nanos,
     ) -> (Option<Silence>, bool) {
         let Some(flow) = self.flows.get_mut(flow as usize) else { return (None, true) };
-        let in_order = order >= flow.newest_answered;
-        flow.newest_answered = flow.newest_answered.max(order);
+        let in_order = order >= flow.newest_answered || call as u32 != flow.call;
+        if order >= flow.newest_answered {
+            (flow.newest_answered, flow.call) = (order, call as u32);
+        }
         if flow.owed_since == Nanos::MAX {
             return (None, in_order);
         }
@@ -104,7 +111,7 @@ mod tests {
         let mut flows = Flows::new(1, 1);
         for (order, at) in [(1, 0), (2, 20), (3, 500)] {
             flows.on_sent(0, order, ms(at));
-            flows.on_reply(0, 0, order, ms(at + 1));
+            flows.on_reply(0, 0, order, 7, ms(at + 1));
         }
         assert_eq!(flows.longest(), [ms(1)]);
     }
@@ -115,13 +122,14 @@ mod tests {
         for (order, at) in [(1, 0), (2, 20), (3, 40), (4, 60)] {
             flows.on_sent(0, order, ms(at));
             if order == 1 {
-                flows.on_reply(0, 0, order, ms(1));
+                flows.on_reply(0, 0, order, 7, ms(1));
             }
         }
-        let (silence, in_order) = flows.on_reply(0, 0, 4, ms(62));
+        let (silence, in_order) = flows.on_reply(0, 0, 4, 7, ms(62));
         assert_eq!((silence, in_order), (Some(Silence { from: ms(20), to: ms(62) }), true));
-        let (silence, in_order) = flows.on_reply(0, 0, 3, ms(63));
+        let (silence, in_order) = flows.on_reply(0, 0, 3, 7, ms(63));
         assert_eq!((silence, in_order), (None, false), "nothing was owed, and it was overtaken");
+        assert!(flows.on_reply(0, 0, 2, 8, ms(64)).1, "the last answer of the call before may come late");
     }
 
     #[test]
@@ -129,9 +137,9 @@ mod tests {
         let mut flows = Flows::new(1, 1);
         flows.on_sent(0, 1, ms(0));
         flows.on_sent(0, 2, ms(20));
-        flows.on_reply(0, 0, 2, ms(21));
+        flows.on_reply(0, 0, 2, 7, ms(21));
         flows.on_sent(0, 3, ms(400));
-        flows.on_reply(0, 0, 3, ms(401));
+        flows.on_reply(0, 0, 3, 7, ms(401));
         assert_eq!(flows.on_lost(0, 0, ms(0)), None);
         assert_eq!(flows.longest(), [ms(21)]);
     }

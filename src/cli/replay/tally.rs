@@ -37,7 +37,7 @@ pub struct Counts {
     pub lost: u64,
     /// Answers beyond the first.
     pub duplicated: u64,
-    /// Answers that another of the same flow overtook, or whose datagram was executed out of order.
+    /// Answers that another of the same flow and call overtook, or whose datagram was executed out of order.
     pub reordered: u64,
     /// `unknown + bad_trailer + broken`.
     pub corrupted: u64,
@@ -138,7 +138,8 @@ impl Tally {
         self.counts.replied += 1;
         // 10 minutes is the histogram's end; what takes longer is recorded as that.
         self.latency.saturating_record(now.since(sent.intended).0.max(1));
-        let (silence, mut in_order) = self.flows.on_reply(sent.flow, sent.kind, sent.order, now);
+        let call = trailer.map_or(0, |trailer| trailer.call);
+        let (silence, mut in_order) = self.flows.on_reply(sent.flow, sent.kind, sent.order, call, now);
         self.note_in_window(&sent, silence, now);
         if let Some(trailer) = trailer {
             let (count, last) = &mut self.nodes[usize::from(trailer.node.0.min(NodeId::MAX + 1))];

@@ -148,6 +148,9 @@ impl Owner {
             self.write_entries(index, sink);
         } else if header_wanted {
             sink.frame(&Frame::Segment(&self.header(tail.next(), 0), &[]));
+        } else {
+            // A request for outputs alone carries no header: nothing has been told.
+            return true;
         }
         self.followers[index].sent = tail;
         self.followers[index].told = (self.released, self.stable);

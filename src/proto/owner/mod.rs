@@ -18,6 +18,9 @@ use crate::wire::frame;
 use crate::wire::record::{Entry, EntryKind, Output};
 use follower::Follower;
 
+/// Outputs that wait for the kernel may be this many times as many as the entries of a window.
+const UNSENT_PER_ENTRY: u64 = 4;
+
 /// What a slot's owner does the same for every slot.
 #[derive(Copy, Clone, Debug)]
 pub struct OwnerConfig {
@@ -86,6 +89,8 @@ pub struct Owner {
     waiting_since: Nanos,
     /// How often the owner has asked for late outputs since.
     hedges: u8,
+    /// When it last did.
+    hedged_at: Nanos,
     /// The next timer deadline (logical time) and the position that reported it.
     timer: (Position, Nanos),
     /// The position of a tick that has not been executed yet.
@@ -93,6 +98,7 @@ pub struct Owner {
     /// When the members are to be told of progress, if no entry does so first.
     tell_at: Nanos,
     divergences: u64,
+    demotions: u64,
     /// How long the last answer took, until it is asked for.
     delay: Option<Nanos>,
 }
@@ -125,10 +131,12 @@ impl Owner {
             answered: Position(0),
             waiting_since: Nanos::ZERO,
             hedges: 0,
+            hedged_at: Nanos::ZERO,
             timer: (Position(0), Nanos::MAX),
             tick: None,
             tell_at: Nanos::MAX,
             divergences: 0,
+            demotions: 0,
             delay: None,
         }
     }
@@ -188,6 +196,11 @@ impl Owner {
         self.divergences
     }
 
+    /// How often a member was given up because it held too little.
+    pub fn demotions(&self) -> u64 {
+        self.demotions
+    }
+
     /// Bytes and records retained: entries and outputs not yet handed over.
     pub fn retained(&self) -> (usize, usize) {
         (self.log.size() + self.outputs.size(), self.log.len() + self.outputs.len())
@@ -196,6 +209,10 @@ impl Owner {
     /// Appends a packet stamped `time` (or the last entry's time, if that is later).
     pub fn append(&mut self, now: Nanos, entry: Entry<'_>) -> Result<Position, Refusal> {
         if self.tail().0 - self.answered.0 >= self.config.window {
+            return Err(Refusal::WindowFull);
+        }
+        // While the kernel takes nothing, members keep every output and the driver's queue grows.
+        if self.outputs.next() - self.released >= self.config.window.saturating_mul(UNSENT_PER_ENTRY) {
             return Err(Refusal::WindowFull);
         }
         if self.log.len() as u64 >= self.config.window && !self.demote_slowest() {
