@@ -12,7 +12,7 @@ use tandem::cli::local::{ClusterArgs, LocalCluster};
 use tandem::io::sys_time;
 use tandem::types::Nanos;
 
-const PROGRAM: &str = "TANDEM_PROGRAM";
+const PROGRAM: &str = "TANDEM_TEST_PROGRAM";
 /// A cluster can lose the race for its ports to another process on the machine.
 const STARTS: usize = 3;
 
@@ -29,7 +29,7 @@ pub(crate) fn cluster(nodes: u16) -> anyhow::Result<LocalCluster> {
     result.with_context(|| format!("cannot start {nodes} nodes"))
 }
 
-/// Nodes run the program that cargo built with this bench, unless TANDEM_PROGRAM names another: if it is not set,
+/// Nodes run the program that cargo built with this bench, unless TANDEM_TEST_PROGRAM names another: if it is not set,
 /// this process starts over with it set.
 pub(crate) fn name_program() {
     if std::env::var_os(PROGRAM).is_none() {
@@ -59,11 +59,21 @@ impl Machine {
     pub(crate) fn read() -> Machine {
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
         // proc_stat(5): user nice system idle iowait irq softirq steal, in ticks of 10 ms.
-        let ticks: Vec<u64> = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8)
+        let ticks: Vec<u64> = stat
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(1)
+            .take(8)
             .map(|n| n.parse().unwrap_or(0))
             .collect();
         let busy: u64 = [0, 1, 2, 5, 6].iter().filter_map(|i| ticks.get(*i)).sum();
-        Machine { busy: Nanos::from_millis(busy * 10), at: sys_time::mono(), receive_errors: receive_errors() }
+        Machine {
+            busy: Nanos::from_millis(busy * 10),
+            at: sys_time::mono(),
+            receive_errors: receive_errors(),
+        }
     }
 
     /// Cores that everybody but `ours` (their CPU time) kept busy since `before`.
