@@ -173,6 +173,8 @@ pub struct Settings {
     pub window: u64,
     /// See `ShardConfig::retain_bytes`.
     pub retain_bytes: usize,
+    /// Whether nodes run their real detectors, which beat; otherwise detection is modelled, which is faster.
+    pub beats: bool,
     /// A socket's receive buffer, in datagrams.
     pub inbox: usize,
     /// See `ShardConfig::datagram_room`.
@@ -269,6 +271,7 @@ impl Scenario {
         let settings = Settings {
             window: WIDE,
             retain_bytes: PLENTY,
+            beats: rng.chance(150),
             inbox: rng.pick(&[16, 64, 256, 2_048]),
             datagram_room: rng.pick(&[600, 1_372, 1_372, 8_900]),
             hedge_after: Nanos::from_micros(rng.pick(&[300, 1_000, 3_000])),

@@ -2,12 +2,14 @@
 //! checker looking on.
 
 mod detect;
+pub(crate) mod heart;
 mod trouble;
 mod verdict;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
+use self::heart::CONTROL;
 use crate::app::CallApp;
 use crate::app::table::TableLimits;
 use crate::engine::{Shard, ShardConfig};
@@ -50,6 +52,10 @@ enum Event {
     Wake {
         node: usize,
         lane: usize,
+    },
+    /// A control's loop turns.
+    Beat {
+        node: usize,
     },
     /// A datagram arrives.
     Arrive {
@@ -94,7 +100,7 @@ pub struct World {
     next_seq: u32,
     /// Whether the clients are still to speak up again.
     encore: bool,
-    /// Until when clients send.
+    /// Until when packets of clients come in.
     clients_until: Nanos,
     /// Since when everything has been done.
     done: Option<Nanos>,
@@ -135,7 +141,8 @@ impl World {
             stalled: 0,
             next_seq: 0,
             encore: scenario.encore,
-            clients_until: HEALED,
+            // What they sent until then may still wait in the owner's socket.
+            clients_until: HEALED + Nanos::from_millis(20),
             done: None,
             due: HEALED + DONE_WITHIN,
             rng,
@@ -154,6 +161,7 @@ impl World {
                 turn: None,
                 silent: NodeSet::EMPTY,
                 known: vec![None; boots.len()],
+                heart: None,
                 wrong: Vec::new(),
                 loops: Vec::new(),
             };
@@ -178,6 +186,10 @@ impl World {
         for lane in 0..usize::from(shards) {
             let at = self.now + Nanos(self.rng.range(0, 50_000));
             self.wake(index, lane, at);
+        }
+        if self.scenario.settings.beats {
+            self.nodes[index].heart = Some(self.new_heart(index));
+            self.wake_heart(index, self.now);
         }
         self.let_detect(Nanos::from_micros(10), Nanos::from_millis(2));
     }
@@ -228,6 +240,8 @@ impl World {
                     self.turn(node, lane);
                 }
             }
+            Event::Beat { node } => self.beat(node),
+            Event::Arrive { to, lane: CONTROL, from, boot, bytes } => self.heart_hears(to, from, boot, bytes),
             Event::Arrive { to, lane, from, boot, bytes } => {
                 self.arrive(to, lane, Input::Peer { from, boot, bytes });
             }
@@ -269,10 +283,16 @@ impl World {
         let now = self.nodes[index].clock.read(self.now);
         let node = &mut self.nodes[index];
         let shell = &mut node.loops[lane];
+        shell.turns += 1;
         let batch = self.rng.range(1, 64) as usize;
         for input in shell.inbox.drain(..batch.min(shell.inbox.len())) {
             match input {
-                Input::Peer { from, boot, bytes } => shell.shard.on_peer(now, from, boot, &bytes),
+                Input::Peer { from, boot, bytes } => {
+                    shell.shard.on_peer(now, from, boot, &bytes);
+                    if node.heart.is_some() {
+                        shell.heard.push((from, boot));
+                    }
+                }
                 Input::Client { key, source, local, payload } => {
                     let packet = inbound(source, local, &payload);
                     match shell.shard.on_client(now, key, &packet) {
@@ -339,7 +359,9 @@ impl World {
             self.checker.fail(self.now, format!("outbox contract: {from} sent {to:?} {a}, then {b} bytes"));
         }
         for (to, bytes) in &sends.peers {
-            self.spy.look(&mut self.coverage, bytes);
+            if lane != CONTROL {
+                self.spy.look(&mut self.coverage, bytes);
+            }
             for to in to.iter() {
                 let known = to != from && usize::from(to.0) <= self.nodes.len() && to.0 > 0;
                 if !known {
@@ -347,7 +369,10 @@ impl World {
                     continue;
                 }
                 let arrivals = self.links.send(&mut self.rng, self.now, from, to, bytes.len());
-                self.say(|_| format!("{from} -> {to} {}{}", spy::describe(bytes), spy::fate(arrivals)));
+                self.say(|_| match lane {
+                    CONTROL => format!("{from} -> {to} beats{}", spy::fate(arrivals)),
+                    _ => format!("{from} -> {to} {}{}", spy::describe(bytes), spy::fate(arrivals)),
+                });
                 for at in [arrivals.first, arrivals.second].into_iter().flatten() {
                     let (to, bytes) = (usize::from(to.0) - 1, Rc::clone(bytes));
                     self.queue.push(at, Event::Arrive { to, lane, from, boot, bytes });

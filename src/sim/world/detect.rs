@@ -1,12 +1,15 @@
-//! The failure detectors, modelled: each node notices in its own time how every other one is.
+//! The failure detectors of worlds without beats, modelled: each node notices in its own time how every other one is.
 
 use super::{Event, World};
 use crate::sim::node::News;
-use crate::types::Nanos;
+use crate::types::{Nanos, NodeSet};
 
 impl World {
     /// Something changed: every detector will notice, each in its own time.
     pub(super) fn let_detect(&mut self, soonest: Nanos, latest: Nanos) {
+        if self.scenario.settings.beats {
+            return;
+        }
         for at in 0..self.nodes.len() {
             for of in (0..self.nodes.len()).filter(|of| *of != at) {
                 let delay = Nanos(self.rng.range(soonest.0, latest.0));
@@ -37,16 +40,22 @@ impl World {
         self.tell_suspects(at);
     }
 
+    /// Tells the loops of a node whom its detector suspects.
     pub(super) fn tell_suspects(&mut self, at: usize) {
-        self.tell_news(at, News::Suspects(self.nodes[at].suspects()));
+        for lane in 0..self.nodes[at].loops.len() {
+            let suspects = NodeSet(self.nodes[at].suspects().0 | self.heart_suspects(at, lane).0);
+            self.tell_loop(at, lane, News::Suspects(suspects));
+        }
     }
 
     pub(super) fn tell_news(&mut self, at: usize, news: News) {
-        self.say(|w| format!("{} hears {news:?}", w.nodes[at].id));
-        for lane in 0..self.nodes[at].loops.len() {
-            self.nodes[at].loops[lane].news.push_back(news);
-            let soon = self.now + Nanos(self.rng.range(0, 100_000));
-            self.wake(at, lane, soon);
-        }
+        (0..self.nodes[at].loops.len()).for_each(|lane| self.tell_loop(at, lane, news));
+    }
+
+    fn tell_loop(&mut self, at: usize, lane: usize, news: News) {
+        self.say(|w| format!("{} shard {lane} hears {news:?}", w.nodes[at].id));
+        self.nodes[at].loops[lane].news.push_back(news);
+        let soon = self.now + Nanos(self.rng.range(0, 100_000));
+        self.wake(at, lane, soon);
     }
 }

@@ -57,6 +57,7 @@ impl World {
             Fault::Freeze { node } => {
                 let index = usize::from(node.0) - 1;
                 self.nodes[index].frozen -= 1;
+                self.wake_heart(index, self.now);
                 for lane in 0..self.nodes[index].loops.len() {
                     self.wake(index, lane, self.now);
                 }
