@@ -209,16 +209,16 @@ impl Watch {
             format!("{node} {state:>5}")
         });
         let text = format!(
-            "{:>6.2} s  sent {:>8}  replied {:>8}  lost {}  duplicated {}  call ids answered by {}",
+            "{:>6.2} s  sent {:>7}  replied {:>7}  wrong {}  call ids answered by {}",
             live.now.as_millis_f64() / 1000.0,
             counts.sent,
             counts.replied,
-            counts.lost,
-            counts.duplicated,
+            counts.lost + counts.duplicated + counts.reordered + counts.corrupted,
             nodes.collect::<Vec<_>>().join("  "),
         );
         if self.terminal {
-            print!("\r{text}\x1b[K");
+            // No wrapping meanwhile: a narrow terminal shows the beginning of the line instead of many lines.
+            print!("\r\x1b[?7l{text}\x1b[K\x1b[?7h");
             // Drawing is for eyes; a closed terminal is noticed elsewhere.
             let _ = std::io::stdout().flush();
         } else {
