@@ -12,6 +12,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -98,6 +99,8 @@ impl LocalCluster {
             command.args(["node", "--until-stdin-closes"]).envs(environment.iter().cloned());
             command.env("TANDEM_NODE", node.id.0.to_string());
             command.stdin(Stdio::piped()).stdout(Stdio::null());
+            // Ctrl-C at a terminal reaches a whole process group: it is for this command, which ends the nodes.
+            command.process_group(0);
             let child =
                 command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
             let (id, host) = (node.id, node.host.clone());
@@ -284,7 +287,7 @@ pub fn run(args: &LocalArgs) -> anyhow::Result<ExitCode> {
         let ended = cluster.ended();
         ended.iter().filter(|n| !gone.contains(*n)).for_each(|node| println!("{node} has ended"));
         gone = ended;
-        if gone.len() == cluster.nodes.len() {
+        if gone.len() == cluster.nodes.len() && !stop.load(Ordering::Relaxed) {
             bail!("every node has ended");
         }
     }
