@@ -289,7 +289,7 @@ pub fn run(args: &LocalArgs) -> anyhow::Result<ExitCode> {
         let ended = cluster.ended();
         ended.iter().filter(|n| !gone.contains(*n)).for_each(|node| println!("{node} has ended"));
         gone = ended;
-        if gone.len() == cluster.nodes.len() {
+        if gone.len() == cluster.nodes.len() && !stop.load(Ordering::Relaxed) {
             bail!("every node has ended");
         }
     }
