@@ -2,7 +2,8 @@
 //! costs with so many beside it, against a cluster with 10,000.
 
 use crate::common::{Args, table};
-use crate::world::{self, median};
+use crate::machine::{self, median};
+use crate::world;
 use anyhow::Context;
 use serde_json::{Value, json};
 use tandem::cli::load::Load;
@@ -26,8 +27,9 @@ struct Held {
 fn held(cluster: &LocalCluster) -> anyhow::Result<Vec<Held>> {
     let one = |node: &tandem::cli::local::LocalNode| {
         let status = cluster.status(node.id)?;
-        let (calls, calls_bytes) = (world::engine(&status, "calls"), world::engine(&status, "calls_bytes"));
-        Ok(Held { resident: world::resident(node.pid), calls, calls_bytes })
+        let (calls, calls_bytes) =
+            (machine::engine(&status, "calls"), machine::engine(&status, "calls_bytes"));
+        Ok(Held { resident: machine::resident(node.pid), calls, calls_bytes })
     };
     cluster.nodes.iter().map(one).collect()
 }
@@ -35,7 +37,7 @@ fn held(cluster: &LocalCluster) -> anyhow::Result<Vec<Held>> {
 /// A cluster with `calls` open calls, what its nodes held before and hold now.
 fn open(calls: u32) -> anyhow::Result<(LocalCluster, Vec<Held>, Vec<Held>, u64)> {
     let cluster = world::cluster(MEMBERS)?;
-    let system = world::system(&cluster);
+    let system = machine::system(&cluster);
     // Buffers and logs reach their working size before the calls are counted.
     crate::run(&system, Load::new(FEW, OPEN_RATE, Nanos::from_secs(2), 1), Expect::Trailer)?;
     let before = held(&cluster)?;
@@ -48,7 +50,7 @@ fn open(calls: u32) -> anyhow::Result<(LocalCluster, Vec<Held>, Vec<Held>, u64)>
 
 /// CPU microseconds per packet, the calls of the whole table in turn at large strides.
 fn entry_cost(cluster: &LocalCluster, calls: u32, rounds: usize) -> anyhow::Result<(f64, u64)> {
-    let system = world::system(cluster);
+    let system = machine::system(cluster);
     let (mut costs, mut lost) = (Vec::new(), 0);
     for _ in 0..rounds {
         let load = Load::new(calls, RATE, Nanos::from_secs(4), 2);

@@ -3,18 +3,19 @@
 
 mod common;
 mod floor;
+mod machine;
 mod many;
 mod world;
 
 use anyhow::Context;
 use common::{Args, table};
 use floor::Floor;
+use machine::{Machine, System, cpu, median};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use tandem::cli::load::Load;
 use tandem::cli::replay::{Control, Expect, Options, Outcome, Runner};
 use tandem::types::Nanos;
-use world::{Machine, System, cpu, median};
 
 const RATES: [f64; 3] = [20_000.0, 50_000.0, 80_000.0];
 const CALLS: u32 = 1_000;
@@ -78,7 +79,7 @@ fn cell(system: usize, rate: f64, duration: Nanos) -> anyhow::Result<Cell> {
         measure(&System { target: floor.address, pids: vec![floor.pid()] }, Expect::Plain)
     } else {
         let cluster = world::cluster(system as u16)?;
-        measure(&world::system(&cluster), Expect::Trailer)
+        measure(&machine::system(&cluster), Expect::Trailer)
     }
 }
 
