@@ -79,7 +79,10 @@ pub(crate) fn measure(calls: &str, args: &Args) -> anyhow::Result<Vec<Value>> {
         let resident = after.resident.saturating_sub(before.resident) as f64 / more;
         let tables = (after.calls_bytes - before.calls_bytes) as f64 / more;
         shown.push(vec![
-            format!("n{}", index + 1), after.calls.to_string(), format!("{resident:.1}"), format!("{tables:.1}"),
+            format!("n{}", index + 1),
+            after.calls.to_string(),
+            format!("{resident:.1}"),
+            format!("{tables:.1}"),
         ]);
         members.push(json!({ "calls": after.calls, "resident_bytes_per_call": resident,
             "table_bytes_per_call": tables, "resident_bytes": after.resident }));

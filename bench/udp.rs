@@ -107,8 +107,19 @@ fn compare(args: &Args) -> anyhow::Result<Vec<Value>> {
         }
     }
     let headings = [
-        "system", "rate", "cpu_us", "to_floor", "lost", "p50_us", "p99_us", "added_p50", "added_p99",
-        "answered", "late_p99_us", "strangers", "rcvbuf_errors",
+        "system",
+        "rate",
+        "cpu_us",
+        "to_floor",
+        "lost",
+        "p50_us",
+        "p99_us",
+        "added_p50",
+        "added_p99",
+        "answered",
+        "late_p99_us",
+        "strangers",
+        "rcvbuf_errors",
     ];
     let mut shown = vec![headings.map(String::from).to_vec()];
     let mut rows = Vec::new();
@@ -128,10 +139,19 @@ fn compare(args: &Args) -> anyhow::Result<Vec<Value>> {
             let strangers = of(|c| c.strangers);
             let spread: Vec<f64> = own.iter().map(|c| c.cpu_us).collect();
             shown.push(vec![
-                (*name).to_owned(), format!("{rate:.0}"), format!("{cpu_us:.2}"), format!("{ratio:.2}"),
-                lost.to_string(), format!("{p50:.0}"), format!("{p99:.0}"), format!("{:.0}", added[0]),
-                format!("{:.0}", added[1]), format!("{answered:.0}"), format!("{late:.0}"),
-                format!("{strangers:.2}"), errors.to_string(),
+                (*name).to_owned(),
+                format!("{rate:.0}"),
+                format!("{cpu_us:.2}"),
+                format!("{ratio:.2}"),
+                lost.to_string(),
+                format!("{p50:.0}"),
+                format!("{p99:.0}"),
+                format!("{:.0}", added[0]),
+                format!("{:.0}", added[1]),
+                format!("{answered:.0}"),
+                format!("{late:.0}"),
+                format!("{strangers:.2}"),
+                errors.to_string(),
             ]);
             rows.push(json!({
                 "system": name, "rate": rate, "cpu_us_per_packet": cpu_us, "ratio_to_floor": ratio, "lost": lost,

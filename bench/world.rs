@@ -59,11 +59,21 @@ impl Machine {
     pub(crate) fn read() -> Machine {
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
         // proc_stat(5): user nice system idle iowait irq softirq steal, in ticks of 10 ms.
-        let ticks: Vec<u64> = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8)
+        let ticks: Vec<u64> = stat
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(1)
+            .take(8)
             .map(|n| n.parse().unwrap_or(0))
             .collect();
         let busy: u64 = [0, 1, 2, 5, 6].iter().filter_map(|i| ticks.get(*i)).sum();
-        Machine { busy: Nanos::from_millis(busy * 10), at: sys_time::mono(), receive_errors: receive_errors() }
+        Machine {
+            busy: Nanos::from_millis(busy * 10),
+            at: sys_time::mono(),
+            receive_errors: receive_errors(),
+        }
     }
 
     /// Cores that everybody but `ours` (their CPU time) kept busy since `before`.

@@ -15,6 +15,7 @@ impl Owner {
         let follower = &mut self.followers[index];
         follower.boot = Some(boot);
         follower.started = true;
+        follower.unheard = false;
         if held > follower.held {
             follower.held = held;
             follower.sent = follower.sent.max(held);

@@ -50,6 +50,8 @@ pub struct Follower {
     pub(super) nak_at: Nanos,
     /// `released` and `stable` as last told.
     pub(super) told: (u64, Position),
+    /// It was told by a header alone, and has not acked anything since: the header may be lost.
+    pub(super) unheard: bool,
     /// The newest digest checkpoints, by position modulo their number.
     pub(super) checkpoints: [(Position, u64); CHECKPOINTS],
     pub(super) next_checkpoint: usize,
@@ -80,6 +82,7 @@ impl Follower {
             asked_at: Nanos::ZERO,
             nak_at: Nanos::ZERO,
             told: (0, Position(0)),
+            unheard: false,
             checkpoints: [(Position(0), 0); CHECKPOINTS],
             next_checkpoint: 0,
             queued: false,
@@ -94,6 +97,11 @@ impl Follower {
     /// Whether there is anything to write for it, given the log's tail.
     pub fn wants(&self, tail: Position) -> bool {
         self.eligible() && (self.sent < tail || self.probe || self.tell || self.emit)
+    }
+
+    /// Whether it may not know `state`: what has been released and is stable.
+    pub(super) fn untold(&self, state: (u64, Position)) -> bool {
+        self.told != state || self.unheard
     }
 
     pub(super) fn remember(&mut self, checkpoint: (Position, u64)) {
@@ -148,6 +156,7 @@ impl Owner {
             self.write_entries(index, sink);
         } else if header_wanted {
             sink.frame(&Frame::Segment(&self.header(tail.next(), 0), &[]));
+            self.followers[index].unheard = true;
         } else {
             // A request for outputs alone carries no header: nothing has been told.
             return true;

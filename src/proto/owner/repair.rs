@@ -14,6 +14,9 @@ use super::Stale;
 /// Hedges and probes back off by doubling up to this many times.
 const MOST_DOUBLINGS: u8 = 6;
 
+/// Late outputs are asked for again after at most this, unless answers usually take longer.
+const MOST_HEDGE_PAUSE: Nanos = Nanos::from_millis(100);
+
 impl Owner {
     /// A member misses entries from `nak.from` on: they are sent again.
     pub fn on_nak(
@@ -49,7 +52,13 @@ impl Owner {
     }
 
     fn hedge_at(&self, hedge_after: Nanos) -> Nanos {
-        self.waiting_since + Nanos(hedge_after.0 << self.hedges.min(MOST_DOUBLINGS))
+        match self.hedges.checked_sub(1) {
+            None => self.waiting_since + hedge_after,
+            Some(doublings) => {
+                let backed_off = Nanos(hedge_after.0 << doublings.min(MOST_DOUBLINGS));
+                self.hedged_at + backed_off.min(MOST_HEDGE_PAUSE.max(hedge_after))
+            }
+        }
     }
 
     /// Does what is due; returns how many hedges and probes that was.
@@ -72,7 +81,11 @@ impl Owner {
         if self.tell_at <= now {
             self.tell_at = Nanos::MAX;
             let state = (self.released, self.stable);
-            self.followers.iter_mut().for_each(|f| f.tell |= f.told != state);
+            self.followers.iter_mut().for_each(|f| f.tell |= f.untold(state));
+            if self.followers.iter().any(|f| f.eligible() && f.tell) {
+                // Looks again whether they heard of it.
+                self.schedule_tell(now);
+            }
         }
         (hedges, probes)
     }
@@ -91,6 +104,7 @@ impl Owner {
             self.followers[index].emit = true;
             self.followers[index].asked_at = now;
         }
+        self.hedged_at = now;
         self.hedges = self.hedges.saturating_add(1);
     }
 
@@ -115,7 +129,7 @@ impl Owner {
         follower.retries = 0;
         if trusted {
             follower.sent = follower.held;
-            follower.tell |= follower.told != (self.released, self.stable);
+            follower.tell |= follower.untold((self.released, self.stable));
         }
         if !self.followers[self.master].eligible() {
             self.choose_master();
