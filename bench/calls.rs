@@ -11,6 +11,7 @@ use tandem::app::table::{CallTable, OutputSink, Place, TableLimits};
 use tandem::types::{CallKey, Endpoint, LocalId, Nanos, Position, Slot};
 
 const SLOTS: u16 = 4096;
+const BATCH: u64 = 32;
 const PAYLOAD: [u8; 200] = [7; 200];
 
 /// One row of the table and of the JSON.
@@ -24,6 +25,8 @@ pub(crate) struct Row {
     worst_open_us: f64,
     /// A packet for a random call, in ns.
     packet_ns: f64,
+    /// The same in batches of [`BATCH`] whose calls are warmed first, the warming included.
+    warmed_ns: f64,
     /// Bytes a call: reserved by the tables, and by the growth of the process.
     reserved_bytes: f64,
     resident_bytes: f64,
@@ -45,12 +48,11 @@ pub(crate) fn measure(quick: bool) -> Vec<Row> {
         &[1_000, 10_000, 100_000, 1_000_000, 5_000_000, 10_000_000]
     };
     println!(
-        "{:>10} {:>9} {:>13} {:>10} {:>14} {:>14}",
-        "calls", "open ns", "worst open us", "packet ns", "reserved B", "resident B"
+        "{:>10} {:>9} {:>13} {:>10} {:>10} {:>14} {:>14}",
+        "calls", "open ns", "worst open us", "packet ns", "warmed ns", "reserved B", "resident B"
     );
-    let rows: Vec<Row> =
-        sizes.iter().map(|calls| row(*calls, if quick { 200_000 } else { 2_000_000 })).collect();
-    rows
+    let packets = if quick { 6_000 * BATCH } else { 60_000 * BATCH };
+    sizes.iter().map(|calls| row(*calls, packets)).collect()
 }
 
 fn row(calls: u64, packets: u64) -> Row {
@@ -60,7 +62,7 @@ fn row(calls: u64, packets: u64) -> Row {
     let mut tables: Vec<CallTable<Echo>> =
         (0..SLOTS).map(|slot| CallTable::new(Slot(slot), limits)).collect();
     let mut out = Count(0);
-    let mut run = |n: u64, position: u64| {
+    let mut run = |tables: &mut [CallTable<Echo>], n: u64, position: u64| {
         let (packet, key) = packet(n);
         let place = Place { position: Position(position), time: Nanos::from_secs(1_700_000_000) };
         tables[usize::from(key.slot(SLOTS).0)].on_packet(&app, place, key, &packet, &mut out);
@@ -69,20 +71,35 @@ fn row(calls: u64, packets: u64) -> Row {
     let mut worst = 0;
     let mut last = 0;
     for n in 0..calls {
-        run(n, n);
+        run(&mut tables, n, n);
         let elapsed = start.elapsed().as_nanos();
         worst = worst.max(elapsed - last);
         last = elapsed;
     }
     let open_ns = last as f64 / calls as f64;
-    let start = Instant::now();
     let mut random = 1;
-    for n in 0..packets {
-        random = mix(random);
-        run(random % calls, calls + n);
+    let mut batch = || -> [u64; BATCH as usize] {
+        std::array::from_fn(|_| {
+            random = mix(random);
+            random % calls
+        })
+    };
+    let start = Instant::now();
+    for round in 0..packets / BATCH {
+        batch().into_iter().for_each(|n| run(&mut tables, n, calls + round));
     }
     let packet_ns = start.elapsed().as_nanos() as f64 / packets as f64;
-    assert_eq!(out.0, (calls + packets) * 236, "every packet was answered");
+    let start = Instant::now();
+    for round in 0..packets / BATCH {
+        let batch = batch();
+        for n in batch {
+            let key = packet(n).1;
+            assert!(tables[usize::from(key.slot(SLOTS).0)].warm(key), "call {n} is live");
+        }
+        batch.into_iter().for_each(|n| run(&mut tables, n, calls + packets + round));
+    }
+    let warmed_ns = start.elapsed().as_nanos() as f64 / packets as f64;
+    assert_eq!(out.0, (calls + 2 * packets) * 236, "every packet was answered");
     let live: usize = tables.iter().map(CallTable::len).sum();
     assert_eq!(live as u64, calls);
     let reserved: usize = tables.iter().map(CallTable::reserved).sum();
@@ -92,12 +109,19 @@ fn row(calls: u64, packets: u64) -> Row {
         open_ns,
         worst_open_us: worst as f64 / 1e3,
         packet_ns,
+        warmed_ns,
         reserved_bytes: reserved as f64 / calls as f64,
         resident_bytes: (resident() - before) as f64 / calls as f64,
     };
     println!(
-        "{:>10} {:>9.0} {:>13.0} {:>10.0} {:>14.1} {:>14.1}",
-        row.calls, row.open_ns, row.worst_open_us, row.packet_ns, row.reserved_bytes, row.resident_bytes
+        "{:>10} {:>9.0} {:>13.0} {:>10.0} {:>10.0} {:>14.1} {:>14.1}",
+        row.calls,
+        row.open_ns,
+        row.worst_open_us,
+        row.packet_ns,
+        row.warmed_ns,
+        row.reserved_bytes,
+        row.resident_bytes
     );
     row
 }

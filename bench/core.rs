@@ -188,10 +188,15 @@ struct Row {
 }
 
 fn main() {
-    let args = Args::read("core", &[]);
-    let sizes: &[u64] = match args.quick {
-        true => &[1_000, 10_000, 100_000],
-        false => &[1_000, 10_000, 100_000, 1_000_000, 5_000_000, 10_000_000],
+    let args = Args::read("core", &["--calls"]);
+    let sizes = match (args.get("--calls").map(str::parse), args.quick) {
+        (Some(Ok(calls)), _) => vec![10_000, calls],
+        (Some(Err(error)), _) => {
+            eprintln!("core: --calls: {error}");
+            std::process::exit(2);
+        }
+        (None, true) => vec![1_000, 10_000, 100_000],
+        (None, false) => vec![1_000, 10_000, 100_000, 1_000_000, 5_000_000, 10_000_000],
     };
     let entries = if args.quick { 100_000 } else { 1_000_000 };
     let headings =

@@ -82,14 +82,49 @@ fn replay() {
     }
 }
 
+/// Many seeds, TANDEM_SIM_SEEDS of them if that is set; and enough must have gone wrong in them.
 #[test]
 fn seeds() {
-    let count = if cfg!(debug_assertions) { 300 } else { 10_000 };
+    let count = from_env("TANDEM_SIM_SEEDS").unwrap_or(if cfg!(debug_assertions) { 400 } else { 10_000 });
     let started = Instant::now();
     let (failing, coverage) = run_seeds(0, count);
     print_coverage(&coverage);
     println!("seeds {count} failures {} in {:?}", failing.len(), started.elapsed());
     assert!(failing.is_empty(), "failing seeds: {failing:?}");
+    if count >= 400 {
+        assert_eventful(count, &coverage);
+    }
+}
+
+/// A simulation in which nothing happens would pass too: each of these must happen so often in 1,000 seeds.
+fn assert_eventful(seeds: u64, happened: &Coverage) {
+    let minima = [
+        ("replies", happened.released, 300_000),
+        ("timers", happened.timers, 200_000),
+        ("panics", happened.panics, 1_000),
+        ("lost datagrams", happened.lost, 5_000),
+        ("duplicated datagrams", happened.duplicated, 1_500),
+        ("naks", happened.naks, 1_000),
+        ("emits", happened.emits, 1_000),
+        ("hedges", happened.hedges, 1_000),
+        ("probes", happened.probes, 3_000),
+        ("changes of master", happened.master_changes, 150),
+        ("crashes", happened.crashes, 80),
+        ("kills of masters", happened.master_kills, 20),
+        ("restarts with empty memory", happened.restarts, 40),
+        ("frozen processes", happened.freezes, 80),
+        ("frozen masters", happened.master_freezes, 30),
+        ("suspicions", happened.suspicions, 500),
+        ("wrong suspicions", happened.wrong_suspicions, 150),
+        ("refused packets", happened.refused, 500),
+        ("outputs from members that were not master", happened.rescued, 1_000),
+        ("outputs that came again", happened.repeated, 2_000),
+        ("members given up", happened.demoted, 10),
+        ("overflowing receive buffers", happened.overflows, 200),
+    ];
+    for (what, count, minimum) in minima {
+        assert!(count * 1_000 >= minimum * seeds, "only {count} {what} in {seeds} seeds");
+    }
 }
 
 /// A long sweep for scripts/sweep: TANDEM_SIM_SEEDS seeds from TANDEM_SIM_FIRST_SEED on.

@@ -425,7 +425,7 @@ fn sources() -> Vec<Source> {
     }
     for file in files {
         let path = file.strip_prefix(root()).unwrap().to_str().expect("plain file names").to_string();
-        let ours = [".rs", ".md", ".toml"].iter().any(|end| path.ends_with(end));
+        let ours = [".rs", ".md", ".toml", ".sh"].iter().any(|end| path.ends_with(end));
         let script =
             ["scripts/", ".ci/"].iter().any(|folder| path.starts_with(folder)) && !path.contains('.');
         if ours || script || path == ".ci/run" {

@@ -1,81 +1,12 @@
 //! From a datagram to its call, without a table: any ingress comes to the same answer.
 
-use std::fmt;
-use std::str::FromStr;
-
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use crate::app::{Inbound, Unclassified};
+pub use crate::config::KeyRule;
 use crate::types::CallKey;
 use crate::wire::rtp::{Rtcp, Rtp};
 use crate::wire::sip::Message;
-
-/// The largest UDP payload, in bytes (RFC 768 over IPv4).
-const MAX_PAYLOAD: u16 = 65_507;
-
-/// What names the call of a datagram. Written as in `TANDEM_KEY`.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub enum KeyRule {
-    /// `auto`: SIP by Call-ID, RTP by SSRC, RTCP with the RTP stream it is about, all else (and SIP
-    /// without a Call-ID) by source address and port.
-    #[default]
-    Auto,
-    /// `sip`: the Call-ID; other datagrams have no call.
-    Sip,
-    /// `rtp`: the SSRC, of RTCP the SSRC of the stream it is about; other datagrams have no call.
-    Rtp,
-    /// `source`: the source address and port.
-    Source,
-    /// `bytes:OFF:LEN`: LEN bytes of the payload from OFF; a shorter datagram has no call.
-    Bytes {
-        /// Bytes before the key.
-        offset: u16,
-        /// Length of the key in bytes, at least 1.
-        len: u16,
-    },
-}
-
-impl fmt::Display for KeyRule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            KeyRule::Auto => f.write_str("auto"),
-            KeyRule::Sip => f.write_str("sip"),
-            KeyRule::Rtp => f.write_str("rtp"),
-            KeyRule::Source => f.write_str("source"),
-            KeyRule::Bytes { offset, len } => write!(f, "bytes:{offset}:{len}"),
-        }
-    }
-}
-
-/// A key rule that cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "key rule '{value}' is not one of auto, sip, rtp, source, bytes:OFF:LEN (LEN at least 1, OFF + LEN at most {MAX_PAYLOAD})"
-)]
-pub struct BadKeyRule {
-    /// What was given.
-    pub value: String,
-}
-
-impl FromStr for KeyRule {
-    type Err = BadKeyRule;
-
-    fn from_str(text: &str) -> Result<KeyRule, BadKeyRule> {
-        let bytes = || {
-            let (offset, len) = text.strip_prefix("bytes:")?.split_once(':')?;
-            let (offset, len) = (offset.parse::<u16>().ok()?, len.parse::<u16>().ok()?);
-            let fits = len > 0 && offset.checked_add(len)? <= MAX_PAYLOAD;
-            fits.then_some(KeyRule::Bytes { offset, len })
-        };
-        match text {
-            "auto" => Ok(KeyRule::Auto),
-            "sip" => Ok(KeyRule::Sip),
-            "rtp" => Ok(KeyRule::Rtp),
-            "source" => Ok(KeyRule::Source),
-            _ => bytes().ok_or_else(|| BadKeyRule { value: text.to_owned() }),
-        }
-    }
-}
 
 /// Finds the call of datagrams; the same rule and seed find the same call on every node.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -207,19 +138,6 @@ mod tests {
         let key =
             key(KeyRule::Sip, A, b"BYE sip:a SIP/2.0\r\nCall-ID: a84b4c76e66710\r\n\r\n").expect("a key");
         assert_eq!(format!("{:032x}", key.0), "28d4b0b33db85637d78bb40552db2b99");
-    }
-
-    #[test]
-    fn rules_are_written_as_they_are_read() {
-        for text in ["auto", "sip", "rtp", "source", "bytes:0:1", "bytes:65506:1", "bytes:12:4"] {
-            assert_eq!(text.parse::<KeyRule>().expect("a rule").to_string(), text);
-        }
-        for text in
-            ["", "AUTO", "bytes", "bytes:1", "bytes:0:0", "bytes:65507:1", "bytes:-1:2", "bytes:1:2:3"]
-        {
-            let error = text.parse::<KeyRule>().expect_err("no rule").to_string();
-            assert!(error.contains(&format!("'{text}'")) && error.contains("bytes:OFF:LEN"), "{error}");
-        }
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! `tandem config`: the effective settings, where they come from and what they mean. Also the flags that make
 //! settings, for every command that takes them.
 
+use super::json;
 use crate::config::{Resolved, Scope, TABLE, resolve_from_environment};
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::json;
@@ -128,7 +129,7 @@ fn print_json(resolved: &Resolved, out: &mut impl Write) -> io::Result<()> {
     };
     let settings: Vec<_> = resolved.values.iter().map(row).collect();
     let all = json!({ "settings": settings, "cluster_wide_hash": hash, "errors": errors });
-    writeln!(out, "{all:#}")
+    json::print(out, &all)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::capture::survey::{RtpStream, Survey, survey};
 use crate::cli::capture::{Capture, read};
-use crate::cli::json;
+use crate::cli::{complain, json};
 
 /// RTP streams shown per capture; the JSON report has all.
 const SHOWN_STREAMS: usize = 20;
@@ -119,7 +119,7 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     // is shown even if the file cannot be written.
     let written = args.json.as_deref().map_or(Ok(()), |path| json::write(path, &report));
     for error in &report.errors {
-        eprintln!("error: {}", error.error);
+        complain(&error.error);
     }
     let mut out = io::BufWriter::new(io::stdout().lock());
     let shown =
@@ -135,13 +135,15 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
 /// The table of one capture.
 fn show(out: &mut impl Write, report: &FileReport) -> io::Result<()> {
     writeln!(out, "{}", report.file)?;
+    let (packets, seconds) = (report.packets, report.duration_s);
     writeln!(
         out,
-        "  packets   {} in {:.3} s, {} ({}); {} UDP datagrams, {} IP fragments ({} without the rest), {} cut, {} others",
-        report.packets,
-        report.duration_s,
-        report.link_type,
-        report.format,
+        "  packets   {packets} in {seconds:.3} s ({}, link type {})",
+        report.format, report.link_type
+    )?;
+    writeln!(
+        out,
+        "            UDP datagrams {}, IP fragments {} (without the rest {}), cut short {}, other {}",
         report.udp_datagrams,
         report.fragments,
         report.incomplete_fragments,
@@ -166,7 +168,7 @@ fn show(out: &mut impl Write, report: &FileReport) -> io::Result<()> {
     let announced = report.rtp_streams.iter().filter(|s| s.announced).count();
     writeln!(
         out,
-        "  RTP       {} streams ({announced} announced by SDP), {packets} packets; {} RTCP",
+        "  RTP       packets {packets}, streams {} (announced by SDP {announced}); RTCP {}",
         report.rtp_streams.len(),
         report.rtcp_frames
     )?;
@@ -174,13 +176,13 @@ fn show(out: &mut impl Write, report: &FileReport) -> io::Result<()> {
         let types: Vec<String> = stream.payload_types.iter().map(u8::to_string).collect();
         writeln!(
             out,
-            "            {:>21} -> {:<21} {:#010x} {:>7} packets, type {}{}",
+            "            {:>21} -> {:<21} SSRC {:#010x}  payload type {:<5}  packets {}{}",
             stream.source.to_string(),
             stream.destination.to_string(),
             stream.ssrc,
-            stream.packets,
             types.join(" "),
-            if stream.announced { "" } else { " (by its looks)" },
+            stream.packets,
+            if stream.announced { "" } else { " (not announced, told by its looks)" },
         )?;
     }
     if let Some(more) = report.rtp_streams.len().checked_sub(SHOWN_STREAMS).filter(|more| *more > 0) {
@@ -196,7 +198,7 @@ fn show_sip(out: &mut impl Write, label: &str, figures: SipFigures<'_>) -> io::R
     let list = |counts: &BTreeMap<String, u32>| {
         counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
     };
-    writeln!(out, "  {label:<9} {frames} frames, {calls} call ids")?;
+    writeln!(out, "  {label:<9} messages {frames}, call ids {calls}")?;
     for (what, counts) in [("requests", requests), ("responses", responses)] {
         if !counts.is_empty() {
             writeln!(out, "            {what}: {}", list(counts))?;
@@ -283,9 +285,9 @@ mod tests {
         for part in [
             "x.pcap\n",
             "damaged   the file breaks off",
-            "by TCP  1 frames",
+            "by TCP  messages 1",
             "requests: INVITE 1",
-            "0 streams",
+            "streams 0 ",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }

@@ -78,7 +78,7 @@ impl LocalCluster {
         let mut flags = args.settings.flags.clone();
         let said = |name: &str| {
             args.settings.flags.iter().any(|(n, _)| n == name)
-                || std::env::var_os(format!("TANDEM_{name}")).is_some()
+                || std::env::var_os(format!("TANDEM_{name}")).is_some_and(|value| !value.is_empty())
         };
         for (name, value) in [("SHARDS", "1"), ("LOG", "warn"), ("PIN", "off")] {
             if !said(name) {
@@ -98,9 +98,8 @@ impl LocalCluster {
             let mut command = Command::new(program()?);
             command.args(["node", "--until-stdin-closes"]).envs(environment.iter().cloned());
             command.env("TANDEM_NODE", node.id.0.to_string());
-            command.stdin(Stdio::piped()).stdout(Stdio::null());
-            // Ctrl-C at a terminal reaches a whole process group: it is for this command, which ends the nodes.
-            command.process_group(0);
+            // A group of its own: Ctrl-C is for this process, which ends the nodes by closing their input.
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
             let child =
                 command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
             let (id, host) = (node.id, node.host.clone());
@@ -222,7 +221,7 @@ impl Drop for LocalCluster {
 
 /// The program to start nodes with: this one, unless a bench or a test says which.
 fn program() -> anyhow::Result<PathBuf> {
-    match std::env::var_os("TANDEM_PROGRAM") {
+    match std::env::var_os("TANDEM_TEST_PROGRAM") {
         Some(path) => Ok(path.into()),
         None => std::env::current_exe().context("cannot find this program's own file"),
     }
@@ -265,6 +264,9 @@ fn free_ports(first: u16, count: u16) -> anyhow::Result<u16> {
 
 /// Starts the cluster, prints it, and keeps it until Ctrl-C.
 pub fn run(args: &LocalArgs) -> anyhow::Result<ExitCode> {
+    if let Some(path) = &args.json {
+        json::check(path)?;
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(number, stop.clone())?;

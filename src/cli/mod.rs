@@ -7,7 +7,7 @@ pub mod config;
 pub mod demo;
 #[cfg(feature = "tools")]
 pub mod inspect;
-mod json;
+pub mod json;
 #[cfg(feature = "tools")]
 pub mod load;
 pub mod local;
@@ -36,9 +36,14 @@ pub fn conclude(result: anyhow::Result<ExitCode>) -> ExitCode {
     if error.chain().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("tandem: {}", one_line(&format!("{error:#}")));
+    complain(&format!("{error:#}"));
     let usage = error.is::<BadSettings>() || error.is::<BadUsage>();
     ExitCode::from(if usage { 2 } else { 1 })
+}
+
+/// Says on standard error, in one line, what went wrong.
+pub fn complain(text: &str) {
+    eprintln!("tandem: {}", one_line(text));
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -1,7 +1,6 @@
 //! What all nodes must agree on, in a form small enough for the greeting between nodes.
 
 use super::table::{Scope, Settings, TABLE};
-use std::fmt;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Longer values are cut here and completed by their hash, so that a greeting fits into a datagram.
@@ -16,35 +15,6 @@ pub struct ClusterWide {
     pub hash: u64,
 }
 
-/// One setting in which two nodes differ.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Disagreement {
-    /// The setting, without `TANDEM_`.
-    pub name: String,
-    /// This node's value; none if this build does not know the setting.
-    pub ours: Option<String>,
-    /// The other node's value; none if its build does not know the setting.
-    pub theirs: Option<String>,
-}
-
-impl fmt::Display for Disagreement {
-    /// Reads as in "node 3 `has TANDEM_R=2, this node has 3`".
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Disagreement { name, ours, theirs } = self;
-        match (ours, theirs) {
-            (Some(ours), Some(theirs)) => write!(f, "has TANDEM_{name}={theirs}, this node has {ours}"),
-            (None, Some(theirs)) => write!(f, "has TANDEM_{name}={theirs}, which this node does not know"),
-            (ours, None) => {
-                write!(
-                    f,
-                    "does not know TANDEM_{name}, this node has {}",
-                    ours.as_deref().unwrap_or("it not")
-                )
-            }
-        }
-    }
-}
-
 impl ClusterWide {
     pub(super) fn of(settings: &Settings) -> ClusterWide {
         let rows = TABLE.iter().filter(|setting| setting.scope == Scope::Cluster);
@@ -54,29 +24,6 @@ impl ClusterWide {
             text.extend([name, "=", value, "\n"]);
         }
         ClusterWide { pairs, hash: xxh3_64(text.as_bytes()) }
-    }
-
-    /// In what another node differs, given its pairs; each value is compared, order is not.
-    pub fn disagreements<'a>(
-        &self,
-        theirs: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> Vec<Disagreement> {
-        let mut missing: Vec<_> = self.pairs.iter().collect();
-        let mut found = Vec::new();
-        for (name, value) in theirs {
-            let place = missing.iter().position(|(our_name, _)| *our_name == name);
-            let ours = place.map(|i| missing.remove(i).1.clone());
-            if ours.as_deref() != Some(value) {
-                found.push(Disagreement { name: name.into(), ours, theirs: Some(value.into()) });
-            }
-        }
-        let unsaid = missing.into_iter();
-        found.extend(unsaid.map(|(name, value)| Disagreement {
-            name: (*name).into(),
-            ours: Some(value.clone()),
-            theirs: None,
-        }));
-        found
     }
 }
 
@@ -98,24 +45,25 @@ mod tests {
     }
 
     #[test]
-    fn disagreement_names_the_setting_and_both_values() {
+    fn only_what_must_agree_counts_and_in_one_form() {
         let three = "1@a=127.0.0.1:7100,2@b=127.0.0.1:7200,3@c=127.0.0.1:7300";
         let ours = settings(&[("NODES", three), ("SHARDS", "2")]).cluster_wide();
-        let same = settings(&[("NODES", three), ("SHARDS", "2"), ("NODE", "3"), ("LOG", "warn")]);
-        assert_eq!(ours, same.cluster_wide(), "what each node has of its own does not count");
-        let other = settings(&[("NODES", three), ("SHARDS", "2"), ("R", "2"), ("CALL_IDLE", "300s")]);
-        let other = other.cluster_wide();
-        assert_ne!(ours.hash, other.hash);
-        let pairs = || other.pairs.iter().map(|(name, value)| (*name, value.as_str()));
-        let found = ours.disagreements(pairs());
-        assert_eq!(found.len(), 1, "5m and 300s are the same: {found:?}");
-        assert_eq!(found[0].to_string(), "has TANDEM_R=2, this node has 3");
-        let found = ours.disagreements(pairs().filter(|(name, _)| *name != "R").chain([("NEW", "1")]));
-        let said: Vec<_> = found.iter().map(Disagreement::to_string).collect();
+        let same = settings(&[
+            ("NODES", three),
+            ("SHARDS", "2"),
+            ("NODE", "3"),
+            ("LOG", "warn"),
+            ("CALL_IDLE", "300s"),
+        ]);
         assert_eq!(
-            said,
-            ["has TANDEM_NEW=1, which this node does not know", "does not know TANDEM_R, this node has 3"]
+            ours,
+            same.cluster_wide(),
+            "5m and 300s are the same, and a node's own settings do not count"
         );
+        let other = settings(&[("NODES", three), ("SHARDS", "2"), ("R", "2")]).cluster_wide();
+        assert_ne!(ours.hash, other.hash);
+        let differing: Vec<_> = ours.pairs.iter().zip(&other.pairs).filter(|(a, b)| a != b).collect();
+        assert_eq!(differing, [(&("R", "3".to_string()), &("R", "2".to_string()))]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod resolve;
 mod table;
 mod values;
 
-pub use cluster_wide::{ClusterWide, Disagreement};
+pub use cluster_wide::ClusterWide;
 pub use resolve::{BadSettings, Resolved, SettingError, Source, Value, resolve, resolve_from_environment};
 pub use table::{Scope, Setting, Settings, TABLE};
 pub use values::{App, Auto, ByteSize, Fanout, KeyRule, Node, Nodes, Pin, Show};

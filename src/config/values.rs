@@ -227,22 +227,23 @@ impl Show for Vec<SocketAddr> {
 /// The largest UDP payload over IPv4, in bytes.
 const MAX_PAYLOAD: u64 = 65_507;
 
-/// How a datagram names its call where the application does not say.
-#[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
+/// What names the call of a datagram where the application does not say.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum KeyRule {
-    /// SIP by Call-ID, RTP by SSRC, RTCP with its RTP stream, anything else by source address.
+    /// `auto`: SIP by Call-ID, RTP by SSRC, RTCP with the RTP stream it is about, all else (and SIP
+    /// without a Call-ID) by source address and port.
     Auto,
-    /// SIP by Call-ID; anything else belongs to no call.
+    /// `sip`: the Call-ID; other datagrams have no call.
     Sip,
-    /// RTP by SSRC, RTCP with its RTP stream; anything else belongs to no call.
+    /// `rtp`: the SSRC, of RTCP the SSRC of the stream it is about; other datagrams have no call.
     Rtp,
-    /// By source address and port.
+    /// `source`: the source address and port.
     Source,
-    /// By `len` bytes from `offset` on; shorter datagrams belong to no call.
+    /// `bytes:OFF:LEN`: LEN bytes of the payload from OFF; a shorter datagram has no call.
     Bytes {
         /// Bytes before the key.
         offset: u16,
-        /// Bytes of the key, at least 1.
+        /// Length of the key in bytes, at least 1.
         len: u16,
     },
 }
@@ -433,10 +434,23 @@ mod tests {
 
     #[test]
     fn rules_and_words() {
-        for text in ["auto", "sip", "rtp", "source", "bytes:4:16", "bytes:0:65507"] {
+        for text in ["auto", "sip", "rtp", "source", "bytes:12:4", "bytes:0:65507", "bytes:65506:1"] {
             assert_eq!(text.parse::<KeyRule>().unwrap().show(), text);
         }
-        for bad in ["", "bytes", "bytes:", "bytes:1", "bytes:1:0", "bytes:1:65507", "bytes:x:1", "Auto"] {
+        for bad in [
+            "",
+            "bytes",
+            "bytes:",
+            "bytes:1",
+            "bytes:1:0",
+            "bytes:1:65507",
+            "bytes:65507:1",
+            "bytes:-1:2",
+            "bytes:x:1",
+            "bytes:1:2:3",
+            "Auto",
+            "AUTO",
+        ] {
             assert!(bad.parse::<KeyRule>().is_err(), "{bad}");
         }
         for text in ["auto", "off", "0,2,4"] {

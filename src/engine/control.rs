@@ -154,7 +154,7 @@ impl Control {
         }
     }
 
-    /// The opened plaintext of a control datagram.
+    /// The opened plaintext of a control datagram. Its beat is the sign of life: a later one may have overtaken it.
     pub fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
         let Some(at) = self.peers.iter().position(|peer| peer.node == from) else {
             self.counters.stale += 1;
@@ -185,9 +185,6 @@ impl Control {
                 Ok(ControlFrame::HelloRefused(refused)) => self.on_hello_refused(at, refused),
                 Err(_) => self.counters.malformed += 1,
             }
-        }
-        if self.peers[at].joined {
-            self.detector.on_life(now.mono, from, boot);
         }
     }
 
@@ -245,7 +242,8 @@ impl Control {
         }
     }
 
-    /// A shard received something else of this life of `node`. Counts only once the node has joined.
+    /// A shard received something else of this life of `node`, in its turn of time `now`: which may be earlier than
+    /// the control's, and then clears no refusal that came later. Counts only once the node has joined.
     pub fn on_life(&mut self, now: Now, node: NodeId, boot: Boot) {
         if self.peers.iter().any(|peer| peer.node == node && peer.boot == Some(boot) && peer.joined) {
             self.detector.on_life(now.mono, node, boot);

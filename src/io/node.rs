@@ -1,6 +1,6 @@
 //! One node's engine: its sockets, its threads, and how it begins and ends.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,7 +23,7 @@ use super::shard_loop::{Handed, Question, ShardLoop, ShardParts, WAKE};
 use super::sys_socket::{self, Buffers};
 use super::{sys_thread, sys_time};
 use crate::app::CallApp;
-use crate::app::classify::{KeyExtractor, KeyRule};
+use crate::app::classify::KeyExtractor;
 use crate::app::echo::Echo;
 use crate::app::table::TableLimits;
 use crate::config::{App, Auto, Fanout, Pin, Settings, Show};
@@ -173,7 +173,9 @@ pub fn run_node(settings: &Settings) -> Result<(), NodeError> {
     spawn("tandem-signals", watch)?;
     let service = settings.service.show();
     let serves = if settings.owner == settings.node { "serves" } else { "stands behind" };
-    println!("node {} is up: {} shards, {serves} {service}", settings.node.0, settings.shards);
+    // Whoever started the node may not care to read it.
+    let (id, shards) = (settings.node.0, settings.shards);
+    let _ = writeln!(io::stdout(), "node {id} is up: {shards} shards, {serves} {service}");
     let end = node.ends.1.recv().unwrap_or(End::Signal);
     let reports = node.stop();
     tracing::info!(counters = %serde_json::json!(reports), "node ends");
@@ -195,8 +197,7 @@ impl RunningNode {
         plan.check_addresses()?;
         match settings.app {
             App::Echo => {
-                let rule: KeyRule = settings.key.show().parse().unwrap_or_default();
-                plan.start(&Echo { keys: KeyExtractor { rule, seed: settings.hash_seed() } })
+                plan.start(&Echo { keys: KeyExtractor { rule: settings.key, seed: settings.hash_seed() } })
             }
         }
     }

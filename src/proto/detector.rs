@@ -171,7 +171,8 @@ impl Detector {
         self.counters.stalled_workers += stuck.iter().filter(|shard| !before.contains(shard)).count() as u64;
     }
 
-    /// Any other datagram of this life of the node came in.
+    /// Any other datagram of this life of the node came in: now, or in an earlier turn of another loop, whose time
+    /// is then passed.
     pub fn on_life(&mut self, now: Nanos, node: NodeId, boot: Boot) {
         let awake = self.clock.read(now, self.config.beat);
         let Some(at) = self.position(node) else { return };
@@ -188,7 +189,8 @@ impl Detector {
         if peer.refused.is_some_and(|turn| turn >= now) {
             return;
         }
-        peer.heard = awake;
+        let ago = self.clock.turn().unwrap_or(now).since(now);
+        peer.heard = peer.heard.max(awake.since(ago));
         peer.refused = None;
         if peer.suspected {
             peer.suspected = false;

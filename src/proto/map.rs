@@ -92,8 +92,10 @@ impl ClusterMap {
     /// whenever the nodes do.
     pub fn members(&self, slot: Slot, shards: u16) -> Vec<MapMember> {
         let count = self.nodes.len();
-        let turn = usize::from(slot.0 / shards.max(1)) % count;
-        let ring = (0..count).map(|n| &self.nodes[(turn + n) % count]);
+        let turn = usize::from(slot.0 / shards.max(1));
+        // Every other round of the ring runs backwards, so that a node's masterships fall to both neighbours.
+        let step = if (turn / count).is_multiple_of(2) { 1 } else { count - 1 };
+        let ring = (0..count).map(|n| &self.nodes[(turn + n * step) % count]);
         let mut picked: Vec<&MapNode> = ring.clone().take(self.replicas).collect();
         let other = ring.clone().find(|n| n.host != picked[0].host);
         if let Some(other) =
@@ -138,6 +140,16 @@ mod tests {
             }
         }
         assert_eq!((map.replicas, map.commit), (3, 2));
+    }
+
+    #[test]
+    fn the_masterships_of_a_dead_node_fall_to_all_the_others() {
+        let map = ClusterMap::fixed(4096, nodes(&[1, 2, 3]), NodeId(1), 1, 3, 0).unwrap();
+        let mut heirs = [0; 4];
+        for members in (0..4096).map(|slot| map.members(Slot(slot), 1)).filter(|m| m[0].node == NodeId(3)) {
+            heirs[usize::from(members[1].node.0)] += 1;
+        }
+        assert!(heirs[1] > 600 && heirs[2] > 600, "{heirs:?}");
     }
 
     #[test]

@@ -68,9 +68,13 @@ coverage! {
     freezes,
     /// Those that were master of a slot.
     master_freezes,
-    /// Times a detector rightly began to suspect a node.
+    /// Turns of real detectors.
+    beats,
+    /// Times a real detector changed its mind.
+    minds_changed,
+    /// Times a modelled detector rightly began to suspect a node.
     suspicions,
-    /// Times a detector suspected nodes wrongly.
+    /// Times a detector was made to suspect nodes wrongly.
     wrong_suspicions,
     /// Hedges, as the owners count them.
     hedges,

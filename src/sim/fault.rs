@@ -173,6 +173,10 @@ pub struct Settings {
     pub window: u64,
     /// See `ShardConfig::retain_bytes`.
     pub retain_bytes: usize,
+    /// Whether nodes run their real detectors, which beat; otherwise detection is modelled, which is faster.
+    pub beats: bool,
+    /// A socket's receive buffer, in datagrams.
+    pub inbox: usize,
     /// See `ShardConfig::datagram_room`.
     pub datagram_room: usize,
     /// See `ShardConfig::hedge_after`.
@@ -267,6 +271,8 @@ impl Scenario {
         let settings = Settings {
             window: WIDE,
             retain_bytes: PLENTY,
+            beats: rng.chance(150),
+            inbox: rng.pick(&[16, 64, 256, 2_048]),
             datagram_room: rng.pick(&[600, 1_372, 1_372, 8_900]),
             hedge_after: Nanos::from_micros(rng.pick(&[300, 1_000, 3_000])),
             multicast: rng.chance(250),
@@ -283,7 +289,7 @@ impl Scenario {
         let any = NodeId(rng.range(1, nodes) as u16);
         let other = NodeId(rng.range(2, nodes) as u16);
         let (everyone, one) = (NodeSet(u64::MAX), NodeSet(1 << any.0));
-        let some = NodeSet(rng.next() & ((1 << (nodes + 1)) - 2));
+        let some = NodeSet(rng.draw() & ((1 << (nodes + 1)) - 2));
         let link = |from, to, effect| Fault::Link(LinkFault { from, to, effect });
         let (from_set, to_set) = match rng.range(0, 4) {
             0 => (one, everyone),

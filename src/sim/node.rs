@@ -7,6 +7,7 @@ use crate::app::Inbound;
 use crate::engine::{Outbox, Shard};
 use crate::sim::fault::ClockSkew;
 use crate::sim::test_app::TestApp;
+use crate::sim::world::heart::Heart;
 use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
 
 /// True time at the start of every world, as wall time: some day in 2026.
@@ -127,6 +128,10 @@ pub struct Loop {
     pub backlog: VecDeque<Reply>,
     /// What the detector has to say, until the loop has heard it.
     pub news: VecDeque<News>,
+    /// Whom it has heard of since its node's control was told.
+    pub heard: Vec<(NodeId, Boot)>,
+    /// How often it has turned.
+    pub turns: u64,
     /// When the loop turns next.
     pub wake: Nanos,
     /// Until when its last turn keeps it busy.
@@ -141,6 +146,8 @@ impl Loop {
             inbox: VecDeque::new(),
             backlog: VecDeque::new(),
             news: VecDeque::new(),
+            heard: Vec::new(),
+            turns: 0,
             wake: Nanos::MAX,
             busy: Nanos::ZERO,
         }
@@ -167,6 +174,8 @@ pub struct Node {
     pub known: Vec<Option<Boot>>,
     /// Whom it wrongly holds to be silent, by fault.
     pub wrong: Vec<(u32, NodeSet)>,
+    /// Its control, in worlds in which nodes beat.
+    pub heart: Option<Heart>,
     /// Its loops.
     pub loops: Vec<Loop>,
 }

@@ -1,18 +1,23 @@
 //! A world: machines, links, clients and what goes wrong, run from a scenario until all is quiet, with the
 //! checker looking on.
 
-use std::collections::BTreeMap;
+mod detect;
+pub(crate) mod heart;
+mod trouble;
+mod verdict;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
+use self::heart::CONTROL;
 use crate::app::CallApp;
 use crate::app::table::TableLimits;
-use crate::engine::{Shard, ShardConfig, ShardStats, SlotDigest};
+use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
 use crate::proto::map::ClusterMap;
 use crate::sim::checker::{Checker, Release};
 use crate::sim::coverage::Coverage;
-use crate::sim::fault::{Fault, HEALED, Load, OWNER, Planned, Scenario};
+use crate::sim::fault::{HEALED, Load, OWNER, Scenario};
 use crate::sim::net::{Links, Queue};
 use crate::sim::node::{Input, Loop, News, Node, Reply, Sends, inbound};
 use crate::sim::rng::Rng;
@@ -21,7 +26,7 @@ use crate::sim::test_app::{HEADER, TestApp, Trace, key_of, op, payload};
 use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, NodeSet, Slot};
 
 /// Once faults are over everything must be done within this time (invariant 6).
-const DONE_WITHIN: Nanos = Nanos::from_secs(3);
+const DONE_WITHIN: Nanos = Nanos::from_millis(600);
 
 /// How long a finished world runs on: late duplicates must do no harm, and what is kept must shrink.
 const QUIET: Nanos = Nanos::from_millis(400);
@@ -32,9 +37,6 @@ const ENCORE_PAUSE: Nanos = Nanos::from_millis(3);
 
 /// When the clients speak up again, in worlds in which they do: masterships have gone home by then.
 const ENCORE_AFTER: Nanos = Nanos::from_millis(1_400);
-
-/// A socket's receive buffer, in datagrams.
-const INBOX: usize = 2_048;
 
 /// What came of a world.
 #[derive(Debug)]
@@ -50,6 +52,10 @@ enum Event {
     Wake {
         node: usize,
         lane: usize,
+    },
+    /// A control's loop turns.
+    Beat {
+        node: usize,
     },
     /// A datagram arrives.
     Arrive {
@@ -94,7 +100,7 @@ pub struct World {
     next_seq: u32,
     /// Whether the clients are still to speak up again.
     encore: bool,
-    /// Until when clients send.
+    /// Until when packets of clients come in.
     clients_until: Nanos,
     /// Since when everything has been done.
     done: Option<Nanos>,
@@ -135,7 +141,8 @@ impl World {
             stalled: 0,
             next_seq: 0,
             encore: scenario.encore,
-            clients_until: HEALED,
+            // What they sent until then may still wait in the owner's socket.
+            clients_until: HEALED + Nanos::from_millis(20),
             done: None,
             due: HEALED + DONE_WITHIN,
             rng,
@@ -154,6 +161,7 @@ impl World {
                 turn: None,
                 silent: NodeSet::EMPTY,
                 known: vec![None; boots.len()],
+                heart: None,
                 wrong: Vec::new(),
                 loops: Vec::new(),
             };
@@ -178,6 +186,10 @@ impl World {
         for lane in 0..usize::from(shards) {
             let at = self.now + Nanos(self.rng.range(0, 50_000));
             self.wake(index, lane, at);
+        }
+        if self.scenario.settings.beats {
+            self.nodes[index].heart = Some(self.new_heart(index));
+            self.wake_heart(index, self.now);
         }
         self.let_detect(Nanos::from_micros(10), Nanos::from_millis(2));
     }
@@ -228,6 +240,8 @@ impl World {
                     self.turn(node, lane);
                 }
             }
+            Event::Beat { node } => self.beat(node),
+            Event::Arrive { to, lane: CONTROL, from, boot, bytes } => self.heart_hears(to, from, boot, bytes),
             Event::Arrive { to, lane, from, boot, bytes } => {
                 self.arrive(to, lane, Input::Peer { from, boot, bytes });
             }
@@ -252,7 +266,7 @@ impl World {
         if !node.alive {
             return;
         }
-        if node.loops[lane].inbox.len() >= INBOX {
+        if node.loops[lane].inbox.len() >= self.scenario.settings.inbox {
             self.coverage.overflows += 1;
             return;
         }
@@ -269,10 +283,16 @@ impl World {
         let now = self.nodes[index].clock.read(self.now);
         let node = &mut self.nodes[index];
         let shell = &mut node.loops[lane];
+        shell.turns += 1;
         let batch = self.rng.range(1, 64) as usize;
         for input in shell.inbox.drain(..batch.min(shell.inbox.len())) {
             match input {
-                Input::Peer { from, boot, bytes } => shell.shard.on_peer(now, from, boot, &bytes),
+                Input::Peer { from, boot, bytes } => {
+                    shell.shard.on_peer(now, from, boot, &bytes);
+                    if node.heart.is_some() {
+                        shell.heard.push((from, boot));
+                    }
+                }
                 Input::Client { key, source, local, payload } => {
                     let packet = inbound(source, local, &payload);
                     match shell.shard.on_client(now, key, &packet) {
@@ -339,7 +359,9 @@ impl World {
             self.checker.fail(self.now, format!("outbox contract: {from} sent {to:?} {a}, then {b} bytes"));
         }
         for (to, bytes) in &sends.peers {
-            self.spy.look(&mut self.coverage, bytes);
+            if lane != CONTROL {
+                self.spy.look(&mut self.coverage, bytes);
+            }
             for to in to.iter() {
                 let known = to != from && usize::from(to.0) <= self.nodes.len() && to.0 > 0;
                 if !known {
@@ -347,7 +369,10 @@ impl World {
                     continue;
                 }
                 let arrivals = self.links.send(&mut self.rng, self.now, from, to, bytes.len());
-                self.say(|_| format!("{from} -> {to} {}{}", spy::describe(bytes), spy::fate(arrivals)));
+                self.say(|_| match lane {
+                    CONTROL => format!("{from} -> {to} beats{}", spy::fate(arrivals)),
+                    _ => format!("{from} -> {to} {}{}", spy::describe(bytes), spy::fate(arrivals)),
+                });
                 for at in [arrivals.first, arrivals.second].into_iter().flatten() {
                     let (to, bytes) = (usize::from(to.0) - 1, Rc::clone(bytes));
                     self.queue.push(at, Event::Arrive { to, lane, from, boot, bytes });
@@ -385,7 +410,7 @@ impl World {
     fn client_sends(&mut self) {
         let Load { calls, panics, .. } = self.scenario.load;
         let call = self.rng.range(0, u64::from(calls) - 1) as u32;
-        let mut control = (self.rng.next() & 0xff) as u8 & !op::PANIC & !op::END;
+        let mut control = (self.rng.draw() & 0xff) as u8 & !op::PANIC & !op::END;
         if self.rng.chance(700) {
             control &= !op::LONG;
         }
@@ -397,7 +422,7 @@ impl World {
         }
         let filler = if self.rng.chance(100) { self.rng.range(0, 1_300 - HEADER as u64) } else { 20 };
         self.next_seq += 1;
-        let timer = (self.rng.next() & 0xff) as u8;
+        let timer = (self.rng.draw() & 0xff) as u8;
         let payload = payload(call, self.next_seq, control, timer, filler as usize);
         let mut ip = [0; 16];
         ip[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, call as u8]);
@@ -411,213 +436,6 @@ impl World {
         self.say(|w| format!("client {call} sends {} (slot {slot}, control {control:#010b})", w.next_seq));
         self.coverage.sent += 1;
         self.arrive(usize::from(OWNER.0) - 1, lane, Input::Client { key, source, local, payload });
-    }
-
-    fn begin(&mut self, index: usize) {
-        let Planned { fault, until, .. } = self.scenario.faults[index].clone();
-        self.say(|_| format!("FAULT {index} until {until:?}: {fault:?}"));
-        let name = index as u32;
-        match fault {
-            Fault::Link(fault) => self.links.add(name, fault),
-            Fault::Crash { node, .. } => {
-                let node = &mut self.nodes[usize::from(node.0) - 1];
-                self.coverage.crashes += u64::from(node.alive);
-                self.coverage.master_kills += u64::from(node.alive && self.spy.is_master(node.id));
-                node.alive = false;
-                node.loops.clear();
-            }
-            Fault::Freeze { node } => {
-                self.coverage.freezes += 1;
-                self.coverage.master_freezes += u64::from(self.spy.is_master(node));
-                self.nodes[usize::from(node.0) - 1].frozen += 1;
-            }
-            Fault::Slow { node, turn } => self.nodes[usize::from(node.0) - 1].turn = Some(turn),
-            Fault::Suspect { at, suspects } => {
-                self.coverage.wrong_suspicions += 1;
-                let at = usize::from(at.0) - 1;
-                self.nodes[at].wrong.push((name, suspects));
-                self.tell_suspects(at);
-            }
-            Fault::WallStep { node, by } => self.nodes[usize::from(node.0) - 1].clock.wall += by,
-            Fault::Burst { packets } => (0..packets).for_each(|_| self.client_sends()),
-            Fault::Stall => self.stalled += 1,
-        }
-        self.let_detect(Nanos::from_millis(1), Nanos::from_millis(7));
-    }
-
-    fn end(&mut self, index: usize) {
-        let fault = self.scenario.faults[index].fault.clone();
-        self.say(|_| format!("fault {index} is over"));
-        let name = index as u32;
-        match fault {
-            Fault::Link(_) => self.links.remove(name),
-            Fault::Crash { node, restarts } => {
-                let index = usize::from(node.0) - 1;
-                if restarts && !self.nodes[index].alive {
-                    self.coverage.restarts += 1;
-                    let more = self.rng.range(1, 1_000);
-                    let node = &mut self.nodes[index];
-                    node.boot = Boot(node.boot.0 + more);
-                    node.alive = true;
-                    self.start(index);
-                }
-            }
-            Fault::Freeze { node } => {
-                let index = usize::from(node.0) - 1;
-                self.nodes[index].frozen -= 1;
-                for lane in 0..self.nodes[index].loops.len() {
-                    self.wake(index, lane, self.now);
-                }
-            }
-            Fault::Slow { node, .. } => self.nodes[usize::from(node.0) - 1].turn = None,
-            Fault::Suspect { at, .. } => {
-                let at = usize::from(at.0) - 1;
-                self.nodes[at].wrong.retain(|(fault, _)| *fault != name);
-                self.tell_suspects(at);
-            }
-            Fault::Stall => self.stalled -= 1,
-            Fault::WallStep { .. } | Fault::Burst { .. } => {}
-        }
-        self.let_detect(Nanos::from_millis(1), Nanos::from_millis(7));
-    }
-
-    /// Something changed: every detector will notice, each in its own time.
-    fn let_detect(&mut self, soonest: Nanos, latest: Nanos) {
-        for at in 0..self.nodes.len() {
-            for of in (0..self.nodes.len()).filter(|of| *of != at) {
-                let delay = Nanos(self.rng.range(soonest.0, latest.0));
-                self.queue.push(self.now + delay, Event::Detect { at, of });
-            }
-        }
-    }
-
-    fn detect(&mut self, at: usize, of: usize) {
-        let other = &self.nodes[of];
-        let (id, boot, me) = (other.id, other.boot, &self.nodes[at]);
-        let silent = !other.alive || other.frozen > 0 || self.links.is_cut(id, me.id);
-        if !me.alive {
-            return;
-        }
-        if !silent && me.known[of] != Some(boot) {
-            self.nodes[at].known[of] = Some(boot);
-            self.tell_news(at, News::Joined(id, boot));
-        }
-        if self.nodes[at].silent.contains(id) == silent {
-            return;
-        }
-        match silent {
-            true => self.nodes[at].silent.insert(id),
-            false => self.nodes[at].silent.remove(id),
-        }
-        self.coverage.suspicions += u64::from(silent);
-        self.tell_suspects(at);
-    }
-
-    fn tell_suspects(&mut self, at: usize) {
-        self.tell_news(at, News::Suspects(self.nodes[at].suspects()));
-    }
-
-    fn tell_news(&mut self, at: usize, news: News) {
-        self.say(|w| format!("{} hears {news:?}", w.nodes[at].id));
-        for lane in 0..self.nodes[at].loops.len() {
-            self.nodes[at].loops[lane].news.push_back(news);
-            let soon = self.now + Nanos(self.rng.range(0, 100_000));
-            self.wake(at, lane, soon);
-        }
-    }
-
-    /// Looks whether everything is done; true when the world may end.
-    fn look(&mut self) -> bool {
-        self.queue.push(self.now + Nanos::from_millis(5), Event::Look);
-        self.check_limits();
-        if self.now < self.clients_until {
-            return false;
-        }
-        match (self.checker.unfinished(&self.connected(), self.given_up()), self.done) {
-            (None, None) => self.done = Some(self.now),
-            (None, Some(since)) if self.encore => {
-                if self.now.since(since) >= ENCORE_AFTER {
-                    (1..=ENCORE)
-                        .for_each(|n| self.queue.push(self.now + Nanos(ENCORE_PAUSE.0 * n), Event::Encore));
-                    self.clients_until = self.now + Nanos(ENCORE_PAUSE.0 * (ENCORE + 1));
-                    (self.encore, self.done, self.due) = (false, None, self.clients_until + DONE_WITHIN);
-                }
-            }
-            (None, Some(since)) if self.now.since(since) >= QUIET => {
-                self.check_rest();
-                return true;
-            }
-            (None, Some(_)) => {}
-            (Some(what), since) => {
-                // Nothing may come undone, but for what clients send.
-                if since.is_some() || self.now > self.due {
-                    self.checker.stuck(self.now, &what);
-                }
-            }
-        }
-        false
-    }
-
-    /// Whether an owner has given up members: they fell out of a window that is small on purpose.
-    fn given_up(&self) -> bool {
-        self.scenario.settings.tight() && self.stats().any(|(_, stats)| stats.slots_short > 0)
-    }
-
-    /// The nodes that must have everything in the end: those that never crashed.
-    fn connected(&self) -> Vec<NodeId> {
-        let crashed: Vec<NodeId> = self.scenario.crashed().collect();
-        self.scenario.layout.ids().filter(|id| !crashed.contains(id)).collect()
-    }
-
-    fn stats(&self) -> impl Iterator<Item = (NodeId, ShardStats)> + '_ {
-        self.nodes.iter().flat_map(|node| node.loops.iter().map(|l| (node.id, l.shard.stats())))
-    }
-
-    /// Invariant 7 while things go wrong: nothing grows past its limit.
-    fn check_limits(&mut self) {
-        let settings = self.scenario.settings.clone();
-        let mut broken = None;
-        for (id, stats) in self.stats() {
-            // An entry has at most 3 outputs of its packet, and those of timers, of which some calls have a few.
-            let log = 64 + settings.window * 16;
-            let bytes = 2 * settings.retain_bytes as u64 + log * 1_500 * u64::from(self.map.slots);
-            if stats.longest_log > log || stats.retained_bytes > bytes {
-                broken = Some(format!(
-                    "{id} keeps {} records of a slot, {} bytes",
-                    stats.longest_log, stats.retained_bytes
-                ));
-            }
-            if stats.divergences > 0 {
-                broken = Some(format!("{id} says that members diverged"));
-            }
-        }
-        if let Some(what) = broken {
-            self.checker.unbounded(self.now, &what);
-        }
-    }
-
-    /// Invariants 6 and 7 at rest: digests agree, and nothing is kept unless a member is missing.
-    fn check_rest(&mut self) {
-        let (connected, given_up) = (self.connected(), self.given_up());
-        let mut digests: BTreeMap<Slot, (NodeId, SlotDigest)> = BTreeMap::new();
-        let mut broken = None;
-        for node in self.nodes.iter().filter(|node| connected.contains(&node.id)) {
-            for digest in node.loops.iter().flat_map(|l| l.shard.digests()) {
-                let (other, first) = *digests.entry(digest.slot).or_insert((node.id, digest));
-                if first != digest && !(given_up && first.executed != digest.executed) {
-                    broken = Some(format!("{other} has {first:?}, {} has {digest:?}", node.id));
-                }
-            }
-        }
-        if let Some(what) = broken {
-            self.checker.stuck(self.now, &what);
-        }
-        let whole = connected.len() == self.nodes.len() && !given_up;
-        let kept = self.stats().find(|(_, stats)| whole && stats.retained_records > 0);
-        if let Some((id, stats)) = kept {
-            let what = format!("{id} still keeps {} records at rest", stats.retained_records);
-            self.checker.unbounded(self.now, &what);
-        }
     }
 
     fn finish(mut self) -> Outcome {

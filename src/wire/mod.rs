@@ -1,9 +1,7 @@
-//! Floor 2: what travels between nodes and what clients send, as checked views over bytes.
 //! Floor 2: what travels between nodes and what clients send, as checked views over bytes: hostile bytes never
 //! panic, allocate or loop without bound.
 //!
-//! A view is built once, after its length was checked; reading a field of a view cannot fail. Hostile bytes
-//! never panic, allocate or loop without bound.
+//! A view is built once, after its length was checked; reading a field of a view cannot fail.
 
 pub mod beat;
 pub mod datagram;

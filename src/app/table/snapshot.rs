@@ -141,8 +141,8 @@ impl<A: CallApp> CallTable<A> {
             bytes.push(id.0);
         }
         let mut digest = xxh3_64(&bytes);
-        for record in &self.calls {
-            // unordered: a sum has no order
+        let unsorted = self.calls.iter(); // unordered: summed
+        for record in unsorted {
             bytes.clear();
             put_call(app, record, &mut bytes);
             digest = digest.wrapping_add(xxh3_64(&bytes));

@@ -198,6 +198,7 @@ fn a_call_counts_for_itself() {
     assert_eq!(rig.packet(1, 1, &[ECHO]).0, [(0, 2u64.to_be_bytes().to_vec())]);
     assert_eq!(rig.table.len(), 2);
     assert_eq!(rig.table.call(CallKey(2)), Some(&1));
+    assert!(rig.table.warm(CallKey(2)) && !rig.table.warm(CallKey(3)));
 }
 
 #[test]

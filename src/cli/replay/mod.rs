@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::cli::{capture, report};
+use crate::cli::{capture, complain, json};
 use crate::io::sys_time;
 use crate::types::Nanos;
 
@@ -85,7 +85,7 @@ pub struct Args {
 /// When a capture, the target or the report's file cannot be used.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.json {
-        report::check_json(path)?;
+        json::check(path)?;
     }
     let targets = resolve(&args.target)?;
     let plan = read_plan(args)?;
@@ -99,14 +99,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let (sockets, shared) = runner.sockets();
         let note =
             if shared { ", shared between the calls (the limit of open files allows no more)" } else { "" };
-        println!("{found} calls in the captures; {sockets} sockets{note}");
+        println!("calls in the captures {found}, sockets {sockets}{note}");
     }
     let outcome = run_with_progress(&mut runner, args.duration.map(seconds), args.quiet)?;
     if !args.quiet || !outcome.is_clean() {
         print!("{outcome}");
     }
     if let Some(path) = &args.json {
-        outcome.report().write_json(path)?;
+        json::write(path, &outcome.report())?;
     }
     Ok(if outcome.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -167,7 +167,7 @@ fn read_plan(args: &Args) -> anyhow::Result<Plan> {
     for path in &args.files {
         let capture = capture::read(path)?;
         if let Some(damage) = &capture.damage {
-            eprintln!("{}: {damage}; replaying what could be read", path.display());
+            complain(&format!("{}: {damage}; replaying what could be read", path.display()));
         }
         if capture.datagrams.is_empty() {
             bail!("{}: no UDP datagrams in this capture", path.display());
@@ -176,7 +176,7 @@ fn read_plan(args: &Args) -> anyhow::Result<Plan> {
     }
     let plan = Plan::new(&captures, fresh_seed())?;
     if plan.skipped() > 0 {
-        eprintln!("{} datagrams of more than {MAX_PAYLOAD} bytes are left out", plan.skipped());
+        complain(&format!("{} datagrams of more than {MAX_PAYLOAD} bytes are left out", plan.skipped()));
     }
     Ok(plan)
 }

@@ -15,6 +15,7 @@ impl Owner {
         let follower = &mut self.followers[index];
         follower.boot = Some(boot);
         follower.started = true;
+        follower.told = follower.telling;
         if held > follower.held {
             follower.held = held;
             follower.sent = follower.sent.max(held);
@@ -24,6 +25,10 @@ impl Owner {
         if executed >= follower.executed {
             follower.executed = executed;
             follower.outputs = ack.outputs.get();
+        }
+        // A member's outputs travel in front of its ack: what the ack counts and did not come was lost.
+        if index == self.master && self.followers[index].outputs > self.outputs.next() {
+            self.ask_for_outputs(index, now);
         }
         self.on_deadline(executed, Nanos(ack.deadline.get()));
         self.update_committed(now);
@@ -90,9 +95,7 @@ impl Owner {
         let answered = self.followers.iter().filter(|f| f.counted && f.outputs <= taken).map(|f| f.executed);
         if let Some(answered) = answered.max().filter(|a| *a > self.answered) {
             self.answered = answered;
-            if answered == self.tail() {
-                self.delay = Some(now.since(self.waiting_since));
-            }
+            self.delay = Some(now.since(self.waiting_since));
             self.waiting_since = now;
             self.hedges = 0;
         }
@@ -117,10 +120,15 @@ impl Owner {
         let Some(right) = majority.or(masters) else { return };
         for (index, digest) in reports {
             if digest != right {
-                self.discount(index);
+                self.followers[index].diverged = true;
+                let others = self.followers.iter().filter(|f| f.counted && !f.diverged).map(|f| f.node);
+                // Without a commit set among the others it must go on holding entries, but never leads.
+                if self.is_commit_set(others) {
+                    self.discount(index);
+                }
             }
         }
-        if !self.followers[self.master].eligible() {
+        if !self.followers[self.master].may_lead() {
             self.choose_master();
         }
     }

@@ -89,6 +89,8 @@ pub struct Owner {
     waiting_since: Nanos,
     /// How often the owner has asked for late outputs since.
     hedges: u8,
+    /// When it last did.
+    hedged_at: Nanos,
     /// The next timer deadline (logical time) and the position that reported it.
     timer: (Position, Nanos),
     /// The position of a tick that has not been executed yet.
@@ -129,6 +131,7 @@ impl Owner {
             answered: Position(0),
             waiting_since: Nanos::ZERO,
             hedges: 0,
+            hedged_at: Nanos::ZERO,
             timer: (Position(0), Nanos::MAX),
             tick: None,
             tell_at: Nanos::MAX,
@@ -212,8 +215,10 @@ impl Owner {
         if self.outputs.next() - self.released >= self.config.window.saturating_mul(UNSENT_PER_ENTRY) {
             return Err(Refusal::WindowFull);
         }
-        if self.log.len() as u64 >= self.config.window && !self.demote_slowest() {
-            return Err(Refusal::WindowFull);
+        while self.log.len() as u64 >= self.config.window {
+            if !self.demote_slowest() {
+                return Err(Refusal::WindowFull);
+            }
         }
         if self.answered == self.tail() {
             self.waiting_since = now;

@@ -11,8 +11,10 @@ use crate::wire::frame;
 
 use super::Stale;
 
-/// Hedges and probes back off by doubling up to this many times.
+/// Hedges and probes back off by doubling up to this many times...
 const MOST_DOUBLINGS: u8 = 6;
+/// ...but hedges not beyond this: an output may wait for nothing but the next one.
+const HEDGE_CAP: Nanos = Nanos::from_millis(100);
 
 impl Owner {
     /// A member misses entries from `nak.from` on: they are sent again.
@@ -31,10 +33,11 @@ impl Owner {
             return Err(Stale::Ahead);
         }
         let follower = &mut self.followers[index];
-        let just_done = follower.nak_at + Nanos(rtt.smoothed().0 / 2) > now && from > follower.sent;
+        let (last, at) = follower.last_nak;
+        let just_done = last == from && at + Nanos(rtt.smoothed().0 / 2) > now;
         if from > follower.held && from <= follower.sent && !just_done {
             follower.sent = from.prev();
-            follower.nak_at = now;
+            follower.last_nak = (from, now);
         }
         Ok(())
     }
@@ -49,7 +52,11 @@ impl Owner {
     }
 
     fn hedge_at(&self, hedge_after: Nanos) -> Nanos {
-        self.waiting_since + Nanos(hedge_after.0 << self.hedges.min(MOST_DOUBLINGS))
+        if self.hedges == 0 {
+            return self.waiting_since + hedge_after;
+        }
+        let backed_off = Nanos(hedge_after.0 << (self.hedges - 1).min(MOST_DOUBLINGS));
+        self.hedged_at + backed_off.min(HEDGE_CAP.max(hedge_after))
     }
 
     /// Does what is due; returns how many hedges and probes that was.
@@ -73,6 +80,9 @@ impl Owner {
             self.tell_at = Nanos::MAX;
             let state = (self.released, self.stable);
             self.followers.iter_mut().for_each(|f| f.tell |= f.told != state);
+            if self.followers.iter().any(|f| f.eligible() && f.told != state) {
+                self.tell_at = now + self.config.tell_after;
+            }
         }
         (hedges, probes)
     }
@@ -86,15 +96,16 @@ impl Owner {
         }
         let count = self.followers.len();
         let turn = self.master + 1 + usize::from(self.hedges);
-        let next = (0..count).map(|n| (turn + n) % count).find(|i| self.followers[*i].eligible());
+        let next = (0..count).map(|n| (turn + n) % count).find(|i| self.followers[*i].may_lead());
         if let Some(index) = next {
             self.followers[index].emit = true;
             self.followers[index].asked_at = now;
         }
-        self.hedges = self.hedges.saturating_add(1);
+        self.hedges = if self.hedges == u8::MAX { MOST_DOUBLINGS } else { self.hedges + 1 };
+        self.hedged_at = now;
     }
 
-    /// A member sent outputs that do not follow the last one taken: it is asked for those between.
+    /// A member has outputs that did not come: it is asked for them again.
     pub(super) fn ask_for_outputs(&mut self, index: usize, now: Nanos) {
         let follower = &mut self.followers[index];
         if follower.asked_at + Nanos::from_micros(100) <= now {
@@ -114,10 +125,11 @@ impl Owner {
         follower.trusted = trusted;
         follower.retries = 0;
         if trusted {
+            self.hedges = 0;
             follower.sent = follower.held;
             follower.tell |= follower.told != (self.released, self.stable);
         }
-        if !self.followers[self.master].eligible() {
+        if !self.followers[self.master].may_lead() {
             self.choose_master();
         } else if trusted && self.log.next() == 1 {
             self.restore_master();
@@ -142,7 +154,7 @@ impl Owner {
             }
             _ => self.discount(index),
         }
-        if !self.followers[self.master].eligible() {
+        if !self.followers[self.master].may_lead() {
             self.choose_master();
         }
     }
@@ -157,14 +169,24 @@ impl Owner {
         }
     }
 
+    /// As [`Owner::demote_slowest`], if that one is suspected or has missed several acks in a row.
+    pub fn demote_lost(&mut self) -> bool {
+        let tail = self.tail();
+        let behind = self.followers.iter().filter(|f| f.counted && f.held < tail);
+        let slowest = behind.min_by_key(|f| (f.trusted, f.held));
+        slowest.is_some_and(|f| !f.trusted || f.retries >= 3) && self.demote_slowest()
+    }
+
     /// Gives up waiting for the member that holds least, so that its entries need not be kept; not if
     /// the others could not commit without it. Returns whether anybody was given up.
     pub fn demote_slowest(&mut self) -> bool {
         let counted = || self.followers.iter().enumerate().filter(|(_, f)| f.counted);
         let behind = counted().filter(|(_, f)| f.held < self.tail());
         // One that is suspected first: it may never come back, and the others would wait for it.
-        let Some((index, _)) = behind.min_by_key(|(_, f)| (f.trusted, f.held)) else { return false };
-        if !self.is_commit_set(counted().filter(|(i, _)| *i != index).map(|(_, f)| f.node)) {
+        let Some((index, slowest)) = behind.min_by_key(|(_, f)| (f.trusted, f.held)) else { return false };
+        // Only for those who live and hold more: otherwise nothing would be gained.
+        let ahead = counted().filter(|(_, f)| f.trusted && f.held > slowest.held);
+        if !self.is_commit_set(ahead.map(|(_, f)| f.node)) {
             return false;
         }
         self.discount(index);
@@ -180,7 +202,7 @@ impl Owner {
     pub(super) fn choose_master(&mut self) {
         let count = self.followers.len();
         let ring = (1..=count).map(|n| (self.master + n) % count);
-        let eligible = ring.filter(|i| self.followers[*i].eligible());
+        let eligible = ring.filter(|i| self.followers[*i].may_lead());
         let best = eligible.map(|i| (self.followers[i].held, i)).reduce(|a, b| if b.0 > a.0 { b } else { a });
         if let Some((_, index)) = best {
             self.name_master(index);
@@ -191,11 +213,16 @@ impl Owner {
     /// Returns whether the master changed.
     pub fn restore_master(&mut self) -> bool {
         let home = &self.followers[0];
-        if self.master == 0 || !home.eligible() || home.held < self.committed {
+        if self.master == 0 || !home.may_lead() || home.held < self.committed {
             return false;
         }
         self.name_master(0);
         true
+    }
+
+    /// Whether the member that should be master could be, and is not.
+    pub fn master_is_away(&self) -> bool {
+        self.master != 0 && self.followers[0].may_lead()
     }
 
     fn name_master(&mut self, index: usize) {
