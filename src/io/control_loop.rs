@@ -29,7 +29,7 @@ use super::sys_time::{self, TimerFd};
 use super::tally::Tally;
 use crate::engine::Outbox;
 use crate::types::{Boot, Endpoint, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
-use crate::wire::datagram::{Kind, OPERATOR_TOOL, destination};
+use crate::wire::datagram::{Kind, OPERATOR_TOOL, OpenError, destination};
 use crate::wire::seal::{Opener, Sealer};
 
 const TIMER: Token = Token(1);
@@ -47,6 +47,8 @@ const MAX_QUESTIONS: usize = 8;
 const ANSWER_WITHIN: Nanos = Nanos::from_millis(80);
 /// The most bytes of answers that wait for the socket.
 const ANSWER_BYTES: usize = 1 << 20;
+/// How often the log is told of datagrams under another key.
+const COMPLAIN_EVERY: Nanos = Nanos::from_secs(30);
 /// A turn that begins this much after its deadline is late.
 const LATE: Nanos = Nanos::from_millis(1);
 
@@ -168,6 +170,8 @@ pub struct ControlLoop<C> {
     batch: RecvBatch,
     /// When a shard last heard each peer, in the order of the links.
     heard: Vec<Nanos>,
+    /// No complaint about keys before then.
+    quiet_until: Nanos,
 }
 
 impl<C: ControlCore> ControlLoop<C> {
@@ -209,6 +213,7 @@ impl<C: ControlCore> ControlLoop<C> {
             priority: Priority::Usual,
             batch: RecvBatch::new(BATCH, JOINED_LEN),
             heard: vec![Nanos::ZERO; count],
+            quiet_until: Nanos::ZERO,
         })
     }
 
@@ -279,11 +284,27 @@ impl<C: ControlCore> ControlLoop<C> {
                     continue;
                 }
             };
+            let (peer, forged) =
+                (link.map(|(peer, _)| *peer), self.beats.tally.dropped.not_opened.of(OpenError::Forged));
             self.take_batch(now, count);
+            if self.beats.tally.dropped.not_opened.of(OpenError::Forged) > forged {
+                self.complain(now, peer);
+            }
             if count < BATCH {
                 return;
             }
         }
+    }
+
+    /// Says that somebody at a peer's address has another key, now and then.
+    fn complain(&mut self, now: Now, peer: Option<NodeId>) {
+        let Some(peer) = peer.filter(|_| now.mono >= self.quiet_until) else { return };
+        self.quiet_until = now.mono + COMPLAIN_EVERY;
+        tracing::warn!(
+            "datagrams from node {}'s address are not sealed with this node's cluster key and are dropped: give all \
+             nodes the same TANDEM_CLUSTER_KEY (or _FILE)",
+            peer.0
+        );
     }
 
     fn take_batch(&mut self, now: Now, count: usize) {
