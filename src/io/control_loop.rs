@@ -379,7 +379,9 @@ impl<C: ControlCore> ControlLoop<C> {
         Ok(())
     }
 
-    fn report(&self) -> serde_json::Value {
+    fn report(&mut self) -> serde_json::Value {
+        let links = self.beats.links.iter().map(|(_, link)| link.kernel_drops());
+        self.beats.tally.dropped.kernel_receive_full = links.sum();
         serde_json::json!({
             "node": self.node.0,
             "boot": self.boot.0,

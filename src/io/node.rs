@@ -1,6 +1,6 @@
 //! One node's engine: its sockets, its threads, and how it begins and ends.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -173,7 +173,9 @@ pub fn run_node(settings: &Settings) -> Result<(), NodeError> {
     spawn("tandem-signals", watch)?;
     let service = settings.service.show();
     let serves = if settings.owner == settings.node { "serves" } else { "stands behind" };
-    println!("node {} is up: {} shards, {serves} {service}", settings.node.0, settings.shards);
+    // Whoever started the node may not care to read it.
+    let (id, shards) = (settings.node.0, settings.shards);
+    let _ = writeln!(io::stdout(), "node {id} is up: {shards} shards, {serves} {service}");
     let end = node.ends.1.recv().unwrap_or(End::Signal);
     let reports = node.stop();
     tracing::info!(counters = %serde_json::json!(reports), "node ends");

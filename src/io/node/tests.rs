@@ -185,6 +185,27 @@ fn what_keeps_a_node_from_starting_is_said_with_the_setting() {
 }
 
 #[test]
+fn a_thread_that_ends_by_itself_ends_the_node_and_is_named() {
+    let poll = Poll::new().unwrap();
+    let control = Waker::new(poll.registry(), WAKE).unwrap();
+    let cells = Arc::new(NodeCells::new(Vec::new(), control));
+    let mut node = RunningNode { cells, threads: Vec::new(), ends: channel::unbounded() };
+    type Work = fn() -> io::Result<Value>;
+    let works: [(&str, Work, &str); 2] = [
+        ("shard-0", || panic!("on purpose"), "a panic"),
+        ("control", || Err(io::Error::from_raw_os_error(libc::EMFILE)), "Too many open files"),
+    ];
+    for (name, work, expected) in works {
+        node.add(name.to_owned(), work).unwrap();
+        match node.ends.1.recv_timeout(Duration::from_secs(5)).unwrap() {
+            End::Thread(who, reason) => assert!(who == name && reason.contains(expected), "{who}: {reason}"),
+            End::Signal => panic!("no signal was sent"),
+        }
+    }
+    assert_eq!(node.stop(), Vec::<Value>::new());
+}
+
+#[test]
 fn member_sets_are_all_but_the_owner() {
     let settings = Cluster::new(5, &[]).settings(1);
     let sets = member_sets(&cluster_map(&settings).unwrap(), 2);

@@ -26,6 +26,10 @@ impl Owner {
             follower.executed = executed;
             follower.outputs = ack.outputs.get();
         }
+        // A member's outputs travel in front of its ack: what the ack counts and did not come was lost.
+        if index == self.master && self.followers[index].outputs > self.outputs.next() {
+            self.ask_for_outputs(index, now);
+        }
         self.on_deadline(executed, Nanos(ack.deadline.get()));
         self.update_committed(now);
         self.update_answered(now);

@@ -11,11 +11,10 @@ use crate::wire::frame;
 
 use super::Stale;
 
-/// Hedges and probes back off by doubling up to this many times.
+/// Hedges and probes back off by doubling up to this many times...
 const MOST_DOUBLINGS: u8 = 6;
-
-/// Late outputs are asked for again after at most this, unless answers usually take longer.
-const MOST_HEDGE_PAUSE: Nanos = Nanos::from_millis(100);
+/// ...but hedges not beyond this: an output may wait for nothing but the next one.
+const HEDGE_CAP: Nanos = Nanos::from_millis(100);
 
 impl Owner {
     /// A member misses entries from `nak.from` on: they are sent again.
@@ -52,13 +51,11 @@ impl Owner {
     }
 
     fn hedge_at(&self, hedge_after: Nanos) -> Nanos {
-        match self.hedges.checked_sub(1) {
-            None => self.waiting_since + hedge_after,
-            Some(doublings) => {
-                let backed_off = Nanos(hedge_after.0 << doublings.min(MOST_DOUBLINGS));
-                self.hedged_at + backed_off.min(MOST_HEDGE_PAUSE.max(hedge_after))
-            }
+        if self.hedges == 0 {
+            return self.waiting_since + hedge_after;
         }
+        let backed_off = Nanos(hedge_after.0 << (self.hedges - 1).min(MOST_DOUBLINGS));
+        self.hedged_at + backed_off.min(HEDGE_CAP.max(hedge_after))
     }
 
     /// Does what is due; returns how many hedges and probes that was.
@@ -104,11 +101,11 @@ impl Owner {
             self.followers[index].emit = true;
             self.followers[index].asked_at = now;
         }
-        self.hedged_at = now;
         self.hedges = self.hedges.saturating_add(1);
+        self.hedged_at = now;
     }
 
-    /// A member sent outputs that do not follow the last one taken: it is asked for those between.
+    /// A member has outputs that did not come: it is asked for them again.
     pub(super) fn ask_for_outputs(&mut self, index: usize, now: Nanos) {
         let follower = &mut self.followers[index];
         if follower.asked_at + Nanos::from_micros(100) <= now {
@@ -128,6 +125,7 @@ impl Owner {
         follower.trusted = trusted;
         follower.retries = 0;
         if trusted {
+            self.hedges = 0;
             follower.sent = follower.held;
             follower.tell |= follower.untold((self.released, self.stable));
         }
