@@ -12,6 +12,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -77,7 +78,7 @@ impl LocalCluster {
         let mut flags = args.settings.flags.clone();
         let said = |name: &str| {
             args.settings.flags.iter().any(|(n, _)| n == name)
-                || std::env::var_os(format!("TANDEM_{name}")).is_some()
+                || std::env::var_os(format!("TANDEM_{name}")).is_some_and(|value| !value.is_empty())
         };
         for (name, value) in [("SHARDS", "1"), ("LOG", "warn"), ("PIN", "off")] {
             if !said(name) {
@@ -97,7 +98,8 @@ impl LocalCluster {
             let mut command = Command::new(program()?);
             command.args(["node", "--until-stdin-closes"]).envs(environment.iter().cloned());
             command.env("TANDEM_NODE", node.id.0.to_string());
-            command.stdin(Stdio::piped()).stdout(Stdio::null());
+            // A group of its own: Ctrl-C is for this process, which ends the nodes by closing their input.
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
             let child =
                 command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
             let (id, host) = (node.id, node.host.clone());
@@ -287,7 +289,7 @@ pub fn run(args: &LocalArgs) -> anyhow::Result<ExitCode> {
         let ended = cluster.ended();
         ended.iter().filter(|n| !gone.contains(*n)).for_each(|node| println!("{node} has ended"));
         gone = ended;
-        if gone.len() == cluster.nodes.len() {
+        if gone.len() == cluster.nodes.len() && !stop.load(Ordering::Relaxed) {
             bail!("every node has ended");
         }
     }

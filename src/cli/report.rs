@@ -14,7 +14,7 @@ pub struct Report {
     pub lost: u64,
     /// Answers beyond the first one to a datagram.
     pub duplicated: u64,
-    /// Answers out of order within their call or flow.
+    /// Answers out of order, or executed out of order, within their call.
     pub reordered: u64,
     /// Answers with wrong bytes, a bad trailer, or a per-call count that went back.
     pub corrupted: u64,

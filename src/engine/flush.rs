@@ -9,6 +9,9 @@ use crate::proto::owner::follower::FrameSink;
 use crate::types::{Nanos, NodeId, NodeSet, Now, Ordinal, Position, Slot};
 use crate::wire::frame::{FRAME_HEADER_LEN, Frame, Outputs};
 
+/// A bundle is not begun anew for further slots once it has grown past this.
+const MOST_BUNDLE_BYTES: usize = 256 * 1024;
+
 /// What is delivered within the node takes at most this many passes of owner and member a turn; what is left
 /// after them waits for the next one.
 const LOCAL_PASSES: usize = 4;
@@ -35,12 +38,18 @@ impl<A: CallApp> Shard<A> {
         for lane in self.remote_lanes() {
             self.write_replies(lane);
         }
+        let mut open = NodeSet::EMPTY;
+        for lane in self.remote_lanes() {
+            if self.lanes[lane].open(now.mono, &self.rtts[lane]) {
+                open.insert(self.lanes[lane].node);
+            }
+        }
         if self.config.multicast {
             self.write_groups(now);
             self.groups.iter_mut().for_each(|(set, packer)| packer.drain(|d| out.multicast(*set, d)));
         }
         for lane in self.remote_lanes() {
-            let lane_is_open = self.lanes[lane].open(now.mono, &self.rtts[lane]);
+            let lane_is_open = open.contains(self.lanes[lane].node);
             if !self.lanes[lane].dirty.is_empty() && lane_is_open && self.write_fan_out(now, lane) {
                 self.bundle = self.bundle.wrapping_add(1);
                 self.lanes[lane].packer.frame(&Frame::Bundle(self.bundle));
@@ -88,10 +97,14 @@ impl<A: CallApp> Shard<A> {
     fn write_fan_out(&mut self, now: Now, lane: usize) -> bool {
         let mut packer = std::mem::replace(&mut self.lanes[lane].packer, Packer::new(0));
         let mut wrote = false;
-        while let Some(index) = self.lanes[lane].dirty.pop_front() {
+        // What a backlog leaves over waits for the echo of this bundle.
+        while packer.len() < MOST_BUNDLE_BYTES
+            && let Some(index) = self.lanes[lane].dirty.pop_front()
+        {
             let slot = usize::from(index);
-            wrote |=
-                self.changing(slot, |owner, _, _| owner.write_for(lane, now.mono, &mut packer)) == Some(true);
+            let said = self.changing(slot, |owner, _, _| owner.write_for(lane, now.mono, &mut packer));
+            wrote |= said == Some(true);
+            self.enqueue(slot);
             self.arm(slot);
         }
         self.lanes[lane].packer = packer;

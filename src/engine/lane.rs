@@ -31,6 +31,8 @@ pub(super) struct Lane {
     /// The newest bundle number received from it, to be echoed.
     pub(super) echo: Option<u32>,
     under_way: Option<(u32, Nanos)>,
+    /// The oldest bundle that no echo has come for: what is timed.
+    timed: Option<(u32, Nanos)>,
     pub(super) packer: Packer,
 }
 
@@ -45,6 +47,7 @@ impl Lane {
             gathered: 0,
             echo: None,
             under_way: None,
+            timed: None,
             packer: Packer::new(room),
         }
     }
@@ -66,13 +69,17 @@ impl Lane {
     /// Bundle `number` has been written for this node.
     pub(super) fn end_bundle(&mut self, now: Nanos, number: u32) {
         self.under_way = Some((number, now));
+        self.timed = self.timed.or(self.under_way);
         self.gathered = 0;
     }
 
     /// An echo came; returns the round-trip time if it is that of the newest bundle.
     pub(super) fn on_echo(&mut self, now: Nanos, number: u32) -> Option<Nanos> {
-        let (_, sent) = self.under_way.filter(|(bundle, _)| *bundle == number)?;
-        self.under_way = None;
+        let newer = |than: u32| number.wrapping_sub(than) < u32::MAX / 2;
+        let known = self.under_way.is_some_and(|(newest, _)| newest.wrapping_sub(number) < u32::MAX / 2);
+        let (_, sent) = self.timed.filter(|(bundle, _)| known && newer(*bundle))?;
+        self.timed = self.under_way.filter(|(bundle, _)| *bundle != number);
+        self.under_way = self.timed;
         Some(now.since(sent))
     }
 
@@ -87,6 +94,7 @@ impl Lane {
     /// Forgets what was under way: the node lives a new life, or is suspected.
     pub(super) fn forget(&mut self) {
         self.under_way = None;
+        self.timed = None;
         self.gathered = 0;
         self.echo = None;
     }
@@ -109,6 +117,11 @@ pub(super) struct Packer {
 impl Packer {
     pub(super) fn new(room: usize) -> Packer {
         Packer { room, bytes: Vec::new(), ends: Vec::new() }
+    }
+
+    /// Bytes written so far.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -24,6 +24,10 @@ use std::sync::Arc;
 const TELL_AFTER: Nanos = Nanos::from_millis(250);
 /// How long a node must have been trusted before it gets its masterships back.
 const MASTER_BACK_AFTER: Nanos = Nanos::from_secs(1);
+/// How soon that is tried again for those that had not caught up.
+const MASTER_AGAIN_AFTER: Nanos = Nanos::from_millis(50);
+/// How often a shard that keeps too much looks for members to give up.
+const GIVE_UP_EVERY: Nanos = Nanos::from_millis(1);
 /// Late outputs are asked of another member after at most this, however slow answers have become.
 const HEDGE_CAP: Nanos = Nanos::from_millis(50);
 
@@ -89,7 +93,7 @@ pub struct Shard<A: CallApp> {
     /// The lane to this node itself.
     pub(super) local: usize,
     pub(super) slots: Vec<SlotState<A>>,
-    timers: BinaryHeap<Reverse<(Nanos, u16)>>,
+    pub(super) timers: BinaryHeap<Reverse<(Nanos, u16)>>,
     /// Slots whose members are to be told of progress, and when. All wait equally long, so this needs no heap, and
     /// the heap holds only what may be late soon.
     tells: VecDeque<(Nanos, u16)>,
@@ -100,6 +104,7 @@ pub struct Shard<A: CallApp> {
     /// Slots that may have outputs to release.
     pub(super) releasing: VecDeque<u16>,
     restore_at: Nanos,
+    give_up_at: Nanos,
     pub(super) retained: usize,
     pub(super) next: Nanos,
     pub(super) counts: ShardStats,
@@ -127,10 +132,11 @@ impl<A: CallApp> Shard<A> {
             slots: Vec::new(),
             timers: BinaryHeap::new(),
             tells: VecDeque::new(),
-            answers: Rtt::new(config.hedge_after, config.hedge_after, HEDGE_CAP),
+            answers: Rtt::new(config.hedge_after, config.hedge_after, HEDGE_CAP.max(config.hedge_after)),
             sends: VecDeque::new(),
             releasing: VecDeque::new(),
             restore_at: Nanos::MAX,
+            give_up_at: Nanos::ZERO,
             retained: 0,
             next: Nanos::MAX,
             counts: ShardStats::default(),
@@ -208,7 +214,7 @@ impl<A: CallApp> Shard<A> {
         if packet.payload.len() > MAX_PAYLOAD {
             return Err(DropReason::TooLong);
         }
-        if self.retained > self.config.retain_bytes && !self.give_up_slow_members() {
+        if self.retained > self.config.retain_bytes && !self.give_up_lost_members(now) {
             return Err(DropReason::RetainFull);
         }
         if let Some(seat) = &self.slots[index].seat {
@@ -240,12 +246,16 @@ impl<A: CallApp> Shard<A> {
         Ok(())
     }
 
-    /// The shard keeps too much: in every slot the member that holds least is given up, as far as the others
-    /// can commit without it. Returns whether that freed anything.
-    fn give_up_slow_members(&mut self) -> bool {
+    /// The shard keeps too much: in every slot the member that holds least is given up if it is suspected or has
+    /// missed ack after ack, as far as the others can commit without it. Returns whether that freed anything.
+    fn give_up_lost_members(&mut self, now: Now) -> bool {
+        if now.mono < self.give_up_at {
+            return false;
+        }
+        self.give_up_at = now.mono + GIVE_UP_EVERY;
         let before = self.retained;
         for index in 0..self.slots.len() {
-            self.changing(index, |owner, _, _| owner.retained().1 > 0 && owner.demote_slowest());
+            self.changing(index, |owner, _, _| owner.retained().1 > 0 && owner.demote_lost());
         }
         self.retained < before
     }
@@ -301,6 +311,10 @@ impl<A: CallApp> Shard<A> {
         if due < self.slots[index].scheduled {
             self.slots[index].scheduled = due;
             self.timers.push(Reverse((due, index as u16)));
+            if self.timers.len() > 4 * self.slots.len() + 64 {
+                let live = self.slots.iter().enumerate().filter(|(_, s)| s.scheduled < Nanos::MAX);
+                self.timers = live.map(|(i, s)| Reverse((s.scheduled, i as u16))).collect();
+            }
         }
     }
 
@@ -332,7 +346,7 @@ impl<A: CallApp> Shard<A> {
     /// Does what is due.
     pub fn on_timeout(&mut self, now: Now) {
         if self.restore_at <= now.mono {
-            self.restore_masters();
+            self.restore_masters(now);
         }
         while let Some(Reverse((at, index))) = self.timers.peek().copied() {
             if at > now.mono {
@@ -415,10 +429,16 @@ impl<A: CallApp> Shard<A> {
         }
     }
 
-    fn restore_masters(&mut self) {
+    fn restore_masters(&mut self, now: Now) {
         self.restore_at = Nanos::MAX;
         for index in 0..self.slots.len() {
-            self.changing(index, |owner, _, _| owner.restore_master());
+            let away = self.changing(index, |owner, _, _| {
+                owner.restore_master();
+                owner.master_is_away()
+            });
+            if away == Some(true) {
+                self.restore_at = now.mono + MASTER_AGAIN_AFTER;
+            }
             self.enqueue(index);
         }
     }
@@ -469,16 +489,18 @@ impl<A: CallApp> Shard<A> {
                     self.rtts[lane].sample(sample);
                 }
             }
-            Frame::Start(start) => self.tell_member(lane, start.slot.get(), |member, machine| {
-                member.on_start(start, machine).map(|()| None)
+            Frame::Start(start) => self.tell_member(lane, start.slot.get(), |member, machine, owner| {
+                member.on_start(start, owner, machine).map(|()| None)
             }),
             Frame::Segment(header, entries) => {
-                self.tell_member(lane, header.slot.get(), |member, machine| {
-                    member.on_segment(header, entries, machine)
+                self.tell_member(lane, header.slot.get(), |member, machine, owner| {
+                    member.on_segment(header, entries, owner, machine)
                 })
             }
             Frame::Emit(emit) => {
-                self.tell_member(lane, emit.slot.get(), |member, _| member.on_emit(emit).map(|()| None));
+                self.tell_member(lane, emit.slot.get(), |member, _, owner| {
+                    member.on_emit(emit, owner).map(|()| None)
+                });
             }
             Frame::Ack(ack) => self.on_ack(now, lane, ack),
             Frame::Nak(nak) => {
@@ -509,7 +531,7 @@ impl<A: CallApp> Shard<A> {
         &mut self,
         lane: usize,
         slot: u16,
-        take: impl FnOnce(&mut Member, &mut SlotMachine<'_, A>) -> Result<Option<Position>, Refused>,
+        take: impl FnOnce(&mut Member, &mut SlotMachine<'_, A>, Boot) -> Result<Option<Position>, Refused>,
     ) {
         let index = self.index(slot);
         let from_owner = index.is_some() && self.config.map.owner(Slot(slot)).0 == self.lanes[lane].node;
@@ -520,10 +542,12 @@ impl<A: CallApp> Shard<A> {
         };
         let limits = self.config.limits;
         let mut machine = SlotMachine { app: &self.app, table: &mut seat.table, limits };
-        match take(&mut seat.log, &mut machine) {
+        let owner = self.lanes[lane].boot.unwrap_or_default();
+        match take(&mut seat.log, &mut machine, owner) {
             Ok(missing) => {
                 seat.ack_due = true;
-                seat.nak_due = missing;
+                let gap = seat.log.held().next();
+                seat.nak_due = missing.or(seat.nak_due.filter(|from| *from == gap));
             }
             Err(Refused::Malformed) => self.counts.drop_malformed += 1,
             Err(Refused::Term | Refused::Behind) => self.counts.refused_segments += 1,
@@ -542,15 +566,16 @@ impl<A: CallApp> Shard<A> {
         slot: u16,
         take: impl FnOnce(&mut Owner, NodeId, Boot) -> Result<T, Stale>,
     ) -> Option<T> {
-        let (node, boot) = (self.lanes[lane].node, self.lanes[lane].boot?);
+        let (node, boot, me) = (self.lanes[lane].node, self.lanes[lane].boot?, self.config.me);
         let Some(index) = self.index(slot).filter(|i| self.slots[*i].owner.is_some()) else {
             self.counts.drop_no_slot += 1;
             return None;
         };
         let (result, delay) = self.changing(index, |owner, _, _| {
             let result = take(owner, node, boot);
-            (result, owner.take_delay())
+            (result, owner.take_delay().filter(|_| owner.master() != me))
         })?;
+        // A master in this very node answers within the turn: that says nothing of how long others take.
         if let Some(delay) = delay {
             self.answers.sample(delay);
         }

@@ -8,12 +8,14 @@ use crate::proto::map::{ClusterMap, MapNode};
 use crate::types::{Boot, CallKey, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
 use std::sync::Arc;
 
+mod faults;
+
 const CLIENT: Endpoint = Endpoint { ip: [9; 16], port: 5060 };
 /// A first byte that asks [`Counting`] for a timer.
 const TIMER: u8 = b'T';
 
 /// Answers with its count and the packet; sets a timer for packets that ask for one.
-struct Counting;
+pub(super) struct Counting;
 
 impl CallApp for Counting {
     type Call = u8;
@@ -34,7 +36,7 @@ impl CallApp for Counting {
         ctx: &mut impl Context<Shared = (), Change = ()>,
         packet: &Inbound<'_>,
     ) {
-        *count += 1;
+        *count = count.wrapping_add(1);
         ctx.send(packet.local, packet.source, &[&[*count], packet.payload]);
         if packet.payload[0] == TIMER {
             ctx.set_timer(TimerId(1), ctx.now() + Nanos::from_millis(500));
@@ -66,9 +68,9 @@ impl CallApp for Counting {
 }
 
 #[derive(Default)]
-struct Sent {
-    peer: Vec<(NodeId, Vec<u8>)>,
-    client: Vec<Vec<u8>>,
+pub(super) struct Sent {
+    pub(super) peer: Vec<(NodeId, Vec<u8>)>,
+    pub(super) client: Vec<Vec<u8>>,
     multicast: usize,
 }
 
@@ -86,16 +88,16 @@ impl Outbox for Sent {
 }
 
 /// Three nodes, time that moves when told to, and a choice of which nodes are cut off.
-struct Cluster {
-    shards: Vec<Shard<Counting>>,
-    now: Now,
-    cut: NodeSet,
-    replies: Vec<Vec<u8>>,
-    multicasts: usize,
+pub(super) struct Cluster {
+    pub(super) shards: Vec<Shard<Counting>>,
+    pub(super) now: Now,
+    pub(super) cut: NodeSet,
+    pub(super) replies: Vec<Vec<u8>>,
+    pub(super) multicasts: usize,
 }
 
 impl Cluster {
-    fn new(nodes: u16, change: impl Fn(&mut ShardConfig)) -> Cluster {
+    pub(super) fn new(nodes: u16, change: impl Fn(&mut ShardConfig)) -> Cluster {
         let map_nodes = (1..=nodes).map(|n| MapNode { id: NodeId(n), host: HostId(n) }).collect();
         let map = Arc::new(ClusterMap::fixed(16, map_nodes, NodeId(1), 1, usize::from(nodes), 0).unwrap());
         let now = Now { mono: Nanos::from_secs(1), wall: Nanos::from_secs(1_000_000) };
@@ -134,14 +136,14 @@ impl Cluster {
         cluster
     }
 
-    fn send(&mut self, payload: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn send(&mut self, payload: &[u8]) -> Result<(), DropReason> {
         let packet = Inbound { source: CLIENT, local: LocalId(0), payload };
         let key = Counting.classify(&packet).unwrap();
         self.shards[0].on_client(self.now, key, &packet)
     }
 
     /// Flushes and delivers until nothing moves.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..50 {
             let mut moved = false;
             for at in 0..self.shards.len() {
@@ -171,7 +173,7 @@ impl Cluster {
         panic!("the cluster does not come to rest");
     }
 
-    fn pass(&mut self, time: Nanos) {
+    pub(super) fn pass(&mut self, time: Nanos) {
         let step = Nanos::from_micros(500);
         let end = self.now.mono + time;
         while self.now.mono < end {
@@ -181,13 +183,13 @@ impl Cluster {
         }
     }
 
-    fn suspect(&mut self, node: u16) {
+    pub(super) fn suspect(&mut self, node: u16) {
         let mut suspects = NodeSet::EMPTY;
         suspects.insert(NodeId(node));
         self.shards[0].on_suspects(self.now, suspects);
     }
 
-    fn digests(&self) -> Vec<Vec<super::SlotDigest>> {
+    pub(super) fn digests(&self) -> Vec<Vec<super::SlotDigest>> {
         self.shards.iter().map(Shard::digests).collect()
     }
 }
@@ -254,7 +256,7 @@ fn late_outputs_are_asked_of_the_next_member_before_anybody_is_suspected() {
     cluster.settle();
     assert!(cluster.replies.len() < 32);
     let masters = cluster.shards[0].stats().masters;
-    cluster.pass(Nanos::from_millis(3));
+    cluster.pass(Nanos::from_millis(6));
     assert_eq!(cluster.replies.len(), 32);
     let stats = cluster.shards[0].stats();
     assert!(stats.hedges > 0 && stats.rescued_outputs > 0 && stats.masters == masters, "{stats:?}");

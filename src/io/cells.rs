@@ -156,13 +156,19 @@ impl NodeCells {
         (boot != 0).then_some(Boot(boot))
     }
 
+    /// Makes the control take a turn now.
+    pub fn wake_control(&self) {
+        // As for a shard.
+        let _ = self.control.wake();
+    }
+
     /// Asks every thread to end.
     pub fn stop(&self) {
         self.stop.store(true, Relaxed);
         for shard in &self.shards {
             shard.wake();
         }
-        let _ = self.control.wake();
+        self.wake_control();
     }
 
     /// Whether the threads are to end.

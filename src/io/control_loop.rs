@@ -1,8 +1,10 @@
 //! The control's thread: beats and suspicion at real-time priority where allowed, apart from the packet path, so
 //! that a busy shard does not look like a dead node.
 //!
-//! It wakes for its own beats, not for those of its peers, which it reads when it is awake: a wake-up costs more than
-//! all else it does, and by the contract of the detector nobody is suspected before the sockets were read.
+//! A turn comes with each own beat, and earlier when a peer's silence becomes too long; it first reads every link.
+//! The peers' beats do not wake it: that would be a thread switch for each, at real-time priority, a third of
+//! what a busy cluster on few cores costs. What that adds to a suspicion is less than a beat. An ICMP
+//! port-unreachable does wake it.
 //!
 //! It reads the shards' cells once a turn, and tells them through theirs whom to suspect and whom it has met. It
 //! also answers the operator's tools, by asking the shards.
@@ -27,11 +29,12 @@ use super::sys_time::{self, TimerFd};
 use super::tally::Tally;
 use crate::engine::Outbox;
 use crate::types::{Boot, Endpoint, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
-use crate::wire::datagram::{Kind, OPERATOR_TOOL, destination};
+use crate::wire::datagram::{Kind, OPERATOR_TOOL, OpenError, destination};
 use crate::wire::seal::{Opener, Sealer};
 
 const TIMER: Token = Token(1);
 const DOOR: Token = Token(2);
+const LINK: Token = Token(3);
 /// Datagrams, or joined ones, in one system call.
 const BATCH: usize = 8;
 /// The longest thing the kernel joins.
@@ -44,6 +47,8 @@ const MAX_QUESTIONS: usize = 8;
 const ANSWER_WITHIN: Nanos = Nanos::from_millis(80);
 /// The most bytes of answers that wait for the socket.
 const ANSWER_BYTES: usize = 1 << 20;
+/// How often the log is told of datagrams under another key.
+const COMPLAIN_EVERY: Nanos = Nanos::from_secs(30);
 /// A turn that begins this much after its deadline is late.
 const LATE: Nanos = Nanos::from_millis(1);
 
@@ -165,6 +170,8 @@ pub struct ControlLoop<C> {
     batch: RecvBatch,
     /// When a shard last heard each peer, in the order of the links.
     heard: Vec<Nanos>,
+    /// No complaint about keys before then.
+    quiet_until: Nanos,
 }
 
 impl<C: ControlCore> ControlLoop<C> {
@@ -177,6 +184,10 @@ impl<C: ControlCore> ControlLoop<C> {
         let registry = parts.poll.registry();
         registry.register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)?;
         registry.register(&mut SourceFd(&parts.door.as_raw_fd()), DOOR, Interest::READABLE)?;
+        for (_, link) in &parts.links {
+            // epoll_ctl(2): errors are always reported; there is no urgent data on a UDP socket.
+            registry.register(&mut SourceFd(&link.fd()), LINK, Interest::PRIORITY)?;
+        }
         let count = parts.links.len();
         Ok(ControlLoop {
             core,
@@ -202,6 +213,7 @@ impl<C: ControlCore> ControlLoop<C> {
             priority: Priority::Usual,
             batch: RecvBatch::new(BATCH, JOINED_LEN),
             heard: vec![Nanos::ZERO; count],
+            quiet_until: Nanos::ZERO,
         })
     }
 
@@ -225,9 +237,7 @@ impl<C: ControlCore> ControlLoop<C> {
             self.beats.tally.turns += 1;
             let late = self.armed != Nanos::MAX && now.mono.since(self.armed) > LATE;
             self.beats.tally.late_turns += u64::from(late);
-            for index in 0..self.beats.links.len() {
-                self.receive(now, Some(index));
-            }
+            (0..self.beats.links.len()).for_each(|link| self.receive(now, Some(link)));
             if events.iter().any(|event| event.token() == DOOR) {
                 self.receive(now, None);
             }
@@ -253,10 +263,11 @@ impl<C: ControlCore> ControlLoop<C> {
         self.arm(now)
     }
 
-    /// Reads one link, or the door, dry, up to a bound. A short batch means that it is.
+    /// Reads a link, or the door, dry: up to a bound, what is over it waits for the next turn or event. A short
+    /// batch means that it is dry.
     fn receive(&mut self, now: Now, link: Option<usize>) {
         for _ in 0..BATCHES {
-            let link = link.and_then(|index| self.beats.links.get(index));
+            let link = link.map(|index| &self.beats.links[index]);
             let received = match link {
                 Some((_, link)) => link.recv(&mut self.batch),
                 None => self.batch.recv(self.door.as_fd()),
@@ -273,11 +284,27 @@ impl<C: ControlCore> ControlLoop<C> {
                     continue;
                 }
             };
+            let (peer, forged) =
+                (link.map(|(peer, _)| *peer), self.beats.tally.dropped.not_opened.of(OpenError::Forged));
             self.take_batch(now, count);
-            if count < self.batch.capacity() {
+            if self.beats.tally.dropped.not_opened.of(OpenError::Forged) > forged {
+                self.complain(now, peer);
+            }
+            if count < BATCH {
                 return;
             }
         }
+    }
+
+    /// Says that somebody at a peer's address has another key, now and then.
+    fn complain(&mut self, now: Now, peer: Option<NodeId>) {
+        let Some(peer) = peer.filter(|_| now.mono >= self.quiet_until) else { return };
+        self.quiet_until = now.mono + COMPLAIN_EVERY;
+        tracing::warn!(
+            "datagrams from node {}'s address are not sealed with this node's cluster key and are dropped: give all \
+             nodes the same TANDEM_CLUSTER_KEY (or _FILE)",
+            peer.0
+        );
     }
 
     fn take_batch(&mut self, now: Now, count: usize) {

@@ -6,7 +6,7 @@ use super::cells::Progress;
 use super::control_loop::ControlCore;
 use super::shard_loop::ShardCore;
 use crate::app::{CallApp, Inbound, Unclassified};
-use crate::engine::control::Control;
+use crate::engine::control::{Control, ControlEvent};
 use crate::engine::{Outbox, Shard};
 use crate::types::{Boot, CallKey, Nanos, NodeId, NodeSet, Now};
 
@@ -83,7 +83,10 @@ impl ControlCore for Control {
     fn flush(&mut self, now: Now, outbox: &mut impl Outbox) {
         self.flush(now, outbox);
         for event in self.take_events() {
-            tracing::info!("{event}");
+            match event {
+                ControlEvent::Joined(..) => tracing::info!("{event}"),
+                ControlEvent::Refused(..) => tracing::warn!("{event}"),
+            }
         }
     }
 
@@ -120,6 +123,7 @@ impl ControlCore for Control {
         json!({
             "all_joined": self.all_joined(),
             "peers": peers,
+            "deaf": dropped.deaf,
             "dropped": { "malformed": dropped.malformed, "stale": dropped.stale },
             "suspicions": detector.suspicions,
             "suspicions_by_refusal": detector.refusals,

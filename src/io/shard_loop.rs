@@ -253,7 +253,11 @@ impl<C: ShardCore> ShardLoop<C> {
         }
         let cell = &self.parts.cells.shards[shard];
         cell.set_heard(std::mem::take(&mut self.heard), now.mono);
-        cell.add_refused(self.parts.outgoing.take_refused());
+        let refused = self.parts.outgoing.take_refused();
+        cell.add_refused(refused);
+        if refused.0 & !suspects.0 != 0 {
+            self.parts.cells.wake_control();
+        }
         self.watch_blocked()?;
         while let Ok(question) = self.parts.questions.try_recv() {
             let answer = match question.subject {

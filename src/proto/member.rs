@@ -5,7 +5,7 @@
 
 use super::Safeguards;
 use super::record_log::RecordLog;
-use crate::types::{Cursor, Endpoint, LocalId, Nanos, NodeId, Ordinal, Position, Slot, Term};
+use crate::types::{Boot, Cursor, Endpoint, LocalId, Nanos, NodeId, Ordinal, Position, Slot, Term};
 use crate::wire::frame;
 use crate::wire::record::{Entry, Output};
 use xxhash_rust::xxh3::xxh3_64;
@@ -47,7 +47,8 @@ fn roll(digest: u64, record: &[u8]) -> u64 {
 /// Why a member did not take a frame.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Refused {
-    /// Its term is not the installed one (lower: an old owner; higher: its Start has not come yet).
+    /// Its term is not the installed one (lower: an old owner; higher: its Start has not come yet), or its owner
+    /// lives another life than the one that began the term.
     Term,
     /// A Start for another incarnation of this member.
     Join,
@@ -64,6 +65,8 @@ pub struct Member {
     me: NodeId,
     join: u32,
     term: Term,
+    /// The life of the owner that began the term: a later life has forgotten what it sequenced.
+    owner: Boot,
     /// Held entries; `entries.next()` is the first position not held.
     entries: RecordLog,
     executed: Position,
@@ -91,6 +94,7 @@ impl Member {
             me,
             join,
             term: Term(0),
+            owner: Boot(0),
             entries: RecordLog::new(1),
             executed: Position(0),
             last_time: Nanos::ZERO,
@@ -149,10 +153,15 @@ impl Member {
 
     /// Installs a term. A tail beyond what the new term kept was speculation that did not survive: its
     /// state cannot be taken back entry by entry, so the member starts over (and must be brought back in).
-    pub fn on_start(&mut self, start: &frame::Start, machine: &mut impl Machine) -> Result<(), Refused> {
+    pub fn on_start(
+        &mut self,
+        start: &frame::Start,
+        owner: Boot,
+        machine: &mut impl Machine,
+    ) -> Result<(), Refused> {
         let term = Term(start.term.get());
         if term <= self.term {
-            return if term == self.term { Ok(()) } else { Err(Refused::Term) };
+            return if self.follows(start.term.get(), owner) { Ok(()) } else { Err(Refused::Term) };
         }
         if start.join.get() != self.join {
             return Err(Refused::Join);
@@ -168,9 +177,14 @@ impl Member {
                 return Err(Refused::Behind);
             }
         }
-        self.term = term;
+        (self.term, self.owner) = (term, owner);
         self.master_seq = 0;
         Ok(())
+    }
+
+    /// Whether what comes from the owner's life `owner` in `term` is of the installed term.
+    fn follows(&self, term: u32, owner: Boot) -> bool {
+        self.term != Term(0) && Term(term) == self.term && owner == self.owner
     }
 
     /// Takes a segment: the header first (the newest one says who is master, and what nobody needs any
@@ -180,9 +194,10 @@ impl Member {
         &mut self,
         header: &frame::Segment,
         entries: &[u8],
+        owner: Boot,
         machine: &mut impl Machine,
     ) -> Result<Option<Position>, Refused> {
-        if Term(header.term.get()) != self.term || self.term == Term(0) {
+        if !self.follows(header.term.get(), owner) {
             return Err(Refused::Term);
         }
         self.on_header(header);
@@ -250,8 +265,8 @@ impl Member {
     }
 
     /// The owner wants the outputs from `first` on, whoever is master.
-    pub fn on_emit(&mut self, emit: &frame::Emit) -> Result<(), Refused> {
-        if Term(emit.term.get()) != self.term || self.term == Term(0) {
+    pub fn on_emit(&mut self, emit: &frame::Emit, owner: Boot) -> Result<(), Refused> {
+        if !self.follows(emit.term.get(), owner) {
             return Err(Refused::Term);
         }
         let first = emit.first.get();

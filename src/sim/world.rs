@@ -26,7 +26,7 @@ use crate::sim::test_app::{HEADER, TestApp, Trace, key_of, op, payload};
 use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, NodeSet, Slot};
 
 /// Once faults are over everything must be done within this time (invariant 6).
-const DONE_WITHIN: Nanos = Nanos::from_secs(3);
+const DONE_WITHIN: Nanos = Nanos::from_millis(600);
 
 /// How long a finished world runs on: late duplicates must do no harm, and what is kept must shrink.
 const QUIET: Nanos = Nanos::from_millis(400);

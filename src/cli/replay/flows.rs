@@ -30,6 +30,17 @@ struct Flow {
     newest_answered: u32,
     /// Half of the engine's hash of the call to which the newest answered datagram belongs.
     call: u32,
+    /// The count which that call had there, its lower half.
+    count: u32,
+}
+
+/// What an answer says of the call it belongs to; zeros where nothing is said.
+#[derive(Copy, Clone, Default)]
+pub(crate) struct Stamp {
+    /// The engine's hash of the call.
+    pub(crate) call: u64,
+    /// How many datagrams of the call have been executed.
+    pub(crate) count: u64,
 }
 
 /// All flows of all clones.
@@ -41,7 +52,7 @@ pub(crate) struct Flows {
 
 impl Flows {
     pub(crate) fn new(flows: usize, kinds: usize) -> Flows {
-        let idle = Flow { owed_since: Nanos::MAX, newest_sent: 0, newest_answered: 0, call: 0 };
+        let idle = Flow { owed_since: Nanos::MAX, newest_sent: 0, newest_answered: 0, call: 0, count: 0 };
         Flows { flows: vec![idle; flows], longest: vec![Nanos::ZERO; kinds] }
     }
 
@@ -56,21 +67,24 @@ impl Flows {
         flow.owed_since = flow.owed_since.min(now);
     }
 
-    /// Takes an answer; returns the silence it ended, and whether no other answer of its call overtook it in
-    /// this flow. A flow may carry one call after the other, and calls of different slots run side by side.
-    /// `call`: the engine's hash of the call, 0 if it is not known.
+    /// Takes an answer; returns the silence it ended, and whether within this flow and its call it came in
+    /// order and was executed in order. A flow may carry one call after the other, and calls of different slots
+    /// run side by side.
     pub(crate) fn on_reply(
         &mut self,
         flow: u32,
         kind: u32,
         order: u32,
-        call: u64,
+        stamp: Stamp,
         now: Nanos,
     ) -> (Option<Silence>, bool) {
         let Some(flow) = self.flows.get_mut(flow as usize) else { return (None, true) };
-        let in_order = order >= flow.newest_answered || call as u32 != flow.call;
-        if order >= flow.newest_answered {
-            (flow.newest_answered, flow.call) = (order, call as u32);
+        let (call, count) = (stamp.call as u32, stamp.count as u32);
+        let newest = order >= flow.newest_answered;
+        let executed_later = count.wrapping_sub(flow.count) as i32 > 0 || count == 0;
+        let in_order = newest && executed_later || call != flow.call;
+        if newest {
+            (flow.newest_answered, flow.call, flow.count) = (order, call, count);
         }
         if flow.owed_since == Nanos::MAX {
             return (None, in_order);
@@ -99,8 +113,13 @@ impl Flows {
 
 #[cfg(test)]
 mod tests {
-    use super::{Flows, Silence};
+    use super::{Flows, Silence, Stamp};
     use crate::types::Nanos;
+
+    /// The datagrams of a call are executed in their order.
+    fn of_call(call: u64, order: u32) -> Stamp {
+        Stamp { call, count: order.into() }
+    }
 
     fn ms(n: u64) -> Nanos {
         Nanos::from_millis(n)
@@ -111,7 +130,7 @@ mod tests {
         let mut flows = Flows::new(1, 1);
         for (order, at) in [(1, 0), (2, 20), (3, 500)] {
             flows.on_sent(0, order, ms(at));
-            flows.on_reply(0, 0, order, 7, ms(at + 1));
+            flows.on_reply(0, 0, order, of_call(7, order), ms(at + 1));
         }
         assert_eq!(flows.longest(), [ms(1)]);
     }
@@ -122,14 +141,27 @@ mod tests {
         for (order, at) in [(1, 0), (2, 20), (3, 40), (4, 60)] {
             flows.on_sent(0, order, ms(at));
             if order == 1 {
-                flows.on_reply(0, 0, order, 7, ms(1));
+                flows.on_reply(0, 0, order, of_call(7, order), ms(1));
             }
         }
-        let (silence, in_order) = flows.on_reply(0, 0, 4, 7, ms(62));
+        let (silence, in_order) = flows.on_reply(0, 0, 4, of_call(7, 4), ms(62));
         assert_eq!((silence, in_order), (Some(Silence { from: ms(20), to: ms(62) }), true));
-        let (silence, in_order) = flows.on_reply(0, 0, 3, 7, ms(63));
+        let (silence, in_order) = flows.on_reply(0, 0, 3, of_call(7, 3), ms(63));
         assert_eq!((silence, in_order), (None, false), "nothing was owed, and it was overtaken");
-        assert!(flows.on_reply(0, 0, 2, 8, ms(64)).1, "the last answer of the call before may come late");
+        assert!(
+            flows.on_reply(0, 0, 2, of_call(8, 2), ms(64)).1,
+            "the last answer of the call before may come late"
+        );
+    }
+
+    #[test]
+    fn execution_out_of_order_within_a_flow_is_seen() {
+        let mut flows = Flows::new(1, 1);
+        let counts = [(1, 1, true), (2, 3, true), (3, 2, false), (4, 4, true)];
+        for (order, count, fits) in counts {
+            let (_, in_order) = flows.on_reply(0, 0, order, Stamp { call: 7, count }, ms(1));
+            assert_eq!(in_order, fits, "{order}");
+        }
     }
 
     #[test]
@@ -137,9 +169,9 @@ mod tests {
         let mut flows = Flows::new(1, 1);
         flows.on_sent(0, 1, ms(0));
         flows.on_sent(0, 2, ms(20));
-        flows.on_reply(0, 0, 2, 7, ms(21));
+        flows.on_reply(0, 0, 2, of_call(7, 2), ms(21));
         flows.on_sent(0, 3, ms(400));
-        flows.on_reply(0, 0, 3, 7, ms(401));
+        flows.on_reply(0, 0, 3, of_call(7, 3), ms(401));
         assert_eq!(flows.on_lost(0, 0, ms(0)), None);
         assert_eq!(flows.longest(), [ms(21)]);
     }

@@ -1,12 +1,15 @@
 //! Order and continuity of each call, from the counts that its answers carry.
 //!
 //! A *lane* is what the engine takes for one call: the datagrams of a clone that share a Call-ID, or an
-//! SSRC, or a source address. Its count must grow along the order in which the datagrams were sent.
+//! SSRC, or a source address. Its count must have grown for a datagram that was sent when an answer had come.
+//! Datagrams that are under way at the same time in different flows have no order among themselves: they may
+//! come through different queues of the network and of the node. Those of one flow have: see `flows`.
 
 use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 
+use super::ledger::Sent;
 use crate::types::{Nanos, NodeId};
 use crate::wire::echo::EchoTrailer;
 
@@ -30,8 +33,8 @@ struct Lane {
     count: u64,
     /// Bit i: count - i was seen.
     seen: u64,
-    /// The order of the datagram that was answered with `count`.
-    order: u32,
+    /// When the answer with `count` came.
+    answered: Nanos,
     /// The order of the datagram at which state was lost: answers to those before it say nothing any more.
     broken_at: u32,
     node: u16,
@@ -52,18 +55,13 @@ impl Lanes {
         Lanes { lanes: vec![Lane::default(); count], elder: HashMap::new(), ages: VecDeque::new() }
     }
 
-    /// Takes the answer to datagram `order` of `lane`.
-    pub(crate) fn on_reply(
-        &mut self,
-        lane: u32,
-        order: u32,
-        trailer: &EchoTrailer,
-        now: Nanos,
-    ) -> Continuity {
+    /// Takes the answer to a datagram.
+    pub(crate) fn on_reply(&mut self, sent: &Sent, trailer: &EchoTrailer, now: Nanos) -> Continuity {
+        let lane = sent.lane;
         let Some(present) = self.lanes.get_mut(lane as usize) else { return Continuity::Broken };
         if present.count != 0 && present.call != trailer.call {
             if let Some(elder) = self.elder.get_mut(&(lane, trailer.call)) {
-                return elder.step(order, trailer);
+                return elder.step(sent, trailer, now);
             }
             // The lane's next call: keep the old one for the answers that are still on their way.
             self.elder.insert((lane, present.call), *present);
@@ -71,7 +69,7 @@ impl Lanes {
             (present.count, present.broken_at) = (0, 0);
         }
         present.node = trailer.node.0;
-        present.step(order, trailer)
+        present.step(sent, trailer, now)
     }
 
     /// Forgets former calls that were replaced before `time`.
@@ -111,10 +109,10 @@ impl Lanes {
 }
 
 impl Lane {
-    fn step(&mut self, order: u32, trailer: &EchoTrailer) -> Continuity {
-        let count = trailer.count;
+    fn step(&mut self, sent: &Sent, trailer: &EchoTrailer, now: Nanos) -> Continuity {
+        let (count, order) = (trailer.count, sent.order);
         if self.count == 0 {
-            (self.call, self.count, self.seen, self.order) = (trailer.call, count, 1, order);
+            (self.call, self.count, self.seen, self.answered) = (trailer.call, count, 1, now);
             return Continuity::Fits;
         }
         if order < self.broken_at {
@@ -123,34 +121,42 @@ impl Lane {
         if count > self.count {
             let ahead = count - self.count;
             self.seen = if ahead < 64 { self.seen << ahead | 1 } else { 1 };
-            self.count = count;
-            let fits = order > self.order;
-            self.order = order;
-            return if fits { Continuity::Fits } else { Continuity::Reordered };
+            (self.count, self.answered) = (count, now);
+            return Continuity::Fits;
         }
         let behind = self.count - count;
         if behind >= 64 || self.seen >> behind & 1 == 1 {
             // A count is given once. From here on the new counting is taken as the right one, so that one
             // loss of state is reported once.
-            (self.count, self.seen, self.order, self.broken_at) = (count, 1, order, order);
+            (self.count, self.seen, self.answered, self.broken_at) = (count, 1, now, order);
             return Continuity::Broken;
         }
         self.seen |= 1 << behind;
-        if order < self.order { Continuity::Fits } else { Continuity::Reordered }
+        if sent.at <= self.answered { Continuity::Fits } else { Continuity::Reordered }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Continuity, Lanes};
+    use super::{Continuity, Lanes, Sent};
     use crate::types::{Nanos, NodeId, Position};
     use crate::wire::echo::EchoTrailer;
 
+    /// Answers as (order, call, count): datagram `order` is sent at `order` ms, and all are under way at once.
     fn run(replies: &[(u32, u64, u64)]) -> Vec<Continuity> {
+        let replies: Vec<_> =
+            replies.iter().map(|&(order, call, count)| (order, call, count, 1_000)).collect();
+        run_at(&replies)
+    }
+
+    /// The same with the time of each answer, in ms.
+    fn run_at(replies: &[(u32, u64, u64, u64)]) -> Vec<Continuity> {
         let mut lanes = Lanes::new(1);
-        let reply = |&(order, call, count): &(u32, u64, u64)| {
+        let reply = |&(order, call, count, ms): &(u32, u64, u64, u64)| {
             let trailer = EchoTrailer { slot: 0, call, count, position: Position(1), node: NodeId(1) };
-            lanes.on_reply(0, order, &trailer, Nanos(1))
+            let at = Nanos::from_millis(u64::from(order));
+            let sent = Sent { hash: 0, intended: at, at, lane: 0, flow: 0, order, kind: 0 };
+            lanes.on_reply(&sent, &trailer, Nanos::from_millis(ms))
         };
         replies.iter().map(reply).collect()
     }
@@ -163,9 +169,10 @@ mod tests {
     }
 
     #[test]
-    fn execution_out_of_order_is_seen_from_either_side() {
-        assert_eq!(run(&[(1, 5, 1), (3, 5, 2), (2, 5, 3), (4, 5, 4)]), [Fits, Fits, Reordered, Fits]);
-        assert_eq!(run(&[(1, 5, 1), (2, 5, 3), (3, 5, 2), (4, 5, 4)]), [Fits, Fits, Reordered, Fits]);
+    fn a_datagram_sent_after_an_answer_was_executed_after_what_was_answered() {
+        assert_eq!(run_at(&[(1, 5, 2, 3), (4, 5, 1, 6)]), [Fits, Reordered]);
+        assert_eq!(run_at(&[(1, 5, 2, 6), (4, 5, 1, 7)]), [Fits, Fits], "both were under way");
+        assert_eq!(run_at(&[(1, 5, 1, 2), (3, 5, 3, 4), (5, 5, 2, 6)]), [Fits, Fits, Reordered]);
     }
 
     #[test]

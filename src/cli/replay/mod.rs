@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let (sockets, shared) = runner.sockets();
         let note =
             if shared { ", shared between the calls (the limit of open files allows no more)" } else { "" };
-        println!("{found} calls in the captures; {sockets} sockets{note}");
+        println!("calls in the captures {found}, sockets {sockets}{note}");
     }
     let outcome = run_with_progress(&mut runner, args.duration.map(seconds), args.quiet)?;
     if !args.quiet || !outcome.is_clean() {

@@ -115,7 +115,7 @@ impl fmt::Display for Outcome {
         let seconds = (self.elapsed.as_millis_f64() / 1000.0).max(1e-9);
         writeln!(
             f,
-            "sent        {:>12}  in {seconds:.1} s, {:.0}/s",
+            "sent        {:>12}  in {seconds:.1} s, {:.0} a second",
             counts.sent,
             counts.sent as f64 / seconds
         )?;
@@ -125,27 +125,27 @@ impl fmt::Display for Outcome {
         writeln!(f, "reordered   {:>12}", counts.reordered)?;
         writeln!(f, "corrupted   {:>12}{}", counts.corrupted, self.details())?;
         if self.unsent > 0 {
-            writeln!(f, "not sent    {:>12}  (the system took no more)", self.unsent)?;
+            writeln!(f, "not sent    {:>12}  the system took no more", self.unsent)?;
         }
         if self.refused > 0 {
-            writeln!(f, "refused     {:>12}  (port unreachable: is the target running?)", self.refused)?;
+            writeln!(f, "refused     {:>12}  port unreachable: is the target running?", self.refused)?;
         }
-        writeln!(f, "latency     {}", line(&self.latency))?;
-        writeln!(f, "sent late   {}", line(&self.lateness))?;
+        writeln!(f, "{:<11} {:>12} {:>9} {:>9} {:>9} {:>9}  us", "", "p50", "p90", "p99", "p99.9", "max")?;
+        writeln!(f, "{:<11} {}  from the time it was due to the answer", "latency", line(&self.latency))?;
+        writeln!(f, "{:<11} {}  of which the sender was late itself", "sent late", line(&self.lateness))?;
         for (title, (name, gap)) in
             std::iter::once("longest gap").chain(std::iter::repeat("")).zip(&self.gaps).take(NAMED_FLOWS)
         {
-            writeln!(f, "{title:<11} {:>9.3} ms  {name}", gap.as_millis_f64())?;
+            writeln!(f, "{title:<11} {:>12.3}  ms, {name}", gap.as_millis_f64())?;
         }
         for window in &self.windows {
-            let gap =
-                window.gap.map_or_else(|| "none".to_owned(), |gap| format!("{:.3} ms", gap.as_millis_f64()));
+            let gap = window.gap.map_or_else(|| "-".to_owned(), |gap| format!("{:.3}", gap.as_millis_f64()));
             let node = window.node.map_or_else(String::new, |node| format!(" {node}"));
             writeln!(
                 f,
-                "{}{node} at {:.0} ms: gap {gap}, lost {}, duplicated {}",
+                "killed      {gap:>12}  ms, the longest gap of calls of {}{node} from {:.1} s on; lost {}, duplicated {}",
                 window.label,
-                window.at.as_millis_f64(),
+                window.at.as_millis_f64() / 1000.0,
                 window.lost,
                 window.duplicated
             )?;
@@ -159,16 +159,14 @@ fn nodes(replies: &[(NodeId, u64)]) -> String {
     for (node, count) in replies {
         let name = if node.0 > NodeId::MAX { "others".to_owned() } else { node.to_string() };
         // Writing to a string cannot fail.
-        let _ = write!(text, "  {name}: {count}");
+        let _ = write!(text, "  {name} {count}");
     }
     text
 }
 
 fn line(latency: &Latency) -> String {
-    let value =
-        |name: &str, v: Option<f64>| v.map_or_else(|| format!("{name} -"), |v| format!("{name} {v:.0}"));
+    let value = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.0}"));
     let Latency { p50, p90, p99, p999, max } = *latency;
-    let parts =
-        [value("p50", p50), value("p90", p90), value("p99", p99), value("p99.9", p999), value("max", max)];
-    format!("{} us", parts.join("  "))
+    let [p50, p90, p99, p999, max] = [p50, p90, p99, p999, max].map(value);
+    format!("{p50:>12} {p90:>9} {p99:>9} {p999:>9} {max:>9}")
 }

@@ -4,7 +4,7 @@
 use hdrhistogram::Histogram;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::flows::Flows;
+use super::flows::{Flows, Stamp};
 use super::lanes::{Continuity, Lanes};
 use super::ledger::{Found, Ledger, Sent};
 use super::traffic::Shape;
@@ -37,7 +37,8 @@ pub struct Counts {
     pub lost: u64,
     /// Answers beyond the first.
     pub duplicated: u64,
-    /// Answers that another of the same flow and call overtook, or whose datagram was executed out of order.
+    /// Answers that another of the same flow and call overtook, or whose datagram was executed before one of its
+    /// flow and call that was sent earlier, or before one of its call that had been answered when it was sent.
     pub reordered: u64,
     /// `unknown + bad_trailer + broken`.
     pub corrupted: u64,
@@ -138,16 +139,19 @@ impl Tally {
         self.counts.replied += 1;
         // 10 minutes is the histogram's end; what takes longer is recorded as that.
         self.latency.saturating_record(now.since(sent.intended).0.max(1));
-        let call = trailer.map_or(0, |trailer| trailer.call);
-        let (silence, mut in_order) = self.flows.on_reply(sent.flow, sent.kind, sent.order, call, now);
+        let stamp = trailer.map(|trailer| Stamp { call: trailer.call, count: trailer.count });
+        let (silence, mut in_order) =
+            self.flows.on_reply(sent.flow, sent.kind, sent.order, stamp.unwrap_or_default(), now);
         self.note_in_window(&sent, silence, now);
         if let Some(trailer) = trailer {
             let (count, last) = &mut self.nodes[usize::from(trailer.node.0.min(NodeId::MAX + 1))];
             (*count, *last) = (*count + 1, now);
-            match self.lanes.on_reply(sent.lane, sent.order, &trailer, now) {
+            match self.lanes.on_reply(&sent, &trailer, now) {
                 Continuity::Fits => {}
                 Continuity::Reordered => in_order = false,
                 Continuity::Broken => {
+                    // A count that starts again says nothing about order.
+                    in_order = true;
                     self.counts.broken += 1;
                     self.counts.corrupted += 1;
                 }

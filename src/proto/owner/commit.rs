@@ -15,6 +15,7 @@ impl Owner {
         let follower = &mut self.followers[index];
         follower.boot = Some(boot);
         follower.started = true;
+        follower.told = follower.telling;
         if held > follower.held {
             follower.held = held;
             follower.sent = follower.sent.max(held);
@@ -31,7 +32,7 @@ impl Owner {
         }
         self.on_deadline(executed, Nanos(ack.deadline.get()));
         self.update_committed(now);
-        self.update_answered(now);
+        self.update_answered(now, index == self.master);
         let checkpoint = (Position(ack.digest_at.get()), ack.digest.get());
         if checkpoint.0 > Position(0) && self.followers[index].digest_at(checkpoint.0).is_none() {
             self.followers[index].remember(checkpoint);
@@ -89,12 +90,14 @@ impl Owner {
     }
 
     /// A member that executed up to p with n outputs proves everything up to p answered once n were taken.
-    pub(super) fn update_answered(&mut self, now: Nanos) {
+    /// Karn's rule (RFC 6298 section 3): how long an answer took that another member had to be asked for says how
+    /// long the asking took, so it is no sample.
+    pub(super) fn update_answered(&mut self, now: Nanos, by_master: bool) {
         let taken = self.outputs.next();
         let answered = self.followers.iter().filter(|f| f.counted && f.outputs <= taken).map(|f| f.executed);
         if let Some(answered) = answered.max().filter(|a| *a > self.answered) {
             self.answered = answered;
-            if answered == self.tail() {
+            if self.hedges == 0 || by_master {
                 self.delay = Some(now.since(self.waiting_since));
             }
             self.waiting_since = now;
@@ -121,10 +124,15 @@ impl Owner {
         let Some(right) = majority.or(masters) else { return };
         for (index, digest) in reports {
             if digest != right {
-                self.discount(index);
+                self.followers[index].diverged = true;
+                let others = self.followers.iter().filter(|f| f.counted && !f.diverged).map(|f| f.node);
+                // Without a commit set among the others it must go on holding entries, but never leads.
+                if self.is_commit_set(others) {
+                    self.discount(index);
+                }
             }
         }
-        if !self.followers[self.master].eligible() {
+        if !self.followers[self.master].may_lead() {
             self.choose_master();
         }
     }

@@ -5,6 +5,9 @@ use crate::proto::map::MapMember;
 use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet, Position};
 use crate::wire::frame::{self, FRAME_HEADER_LEN, Frame};
 
+/// How many bytes of entries one slot may add to a bundle.
+const BACKLOG_BYTES: usize = 64 * 1024;
+
 /// How many digest checkpoints of a member are remembered for comparison with slower members.
 const CHECKPOINTS: usize = 4;
 
@@ -47,9 +50,14 @@ pub struct Follower {
     /// It is to be asked for outputs.
     pub(super) emit: bool,
     pub(super) asked_at: Nanos,
-    pub(super) nak_at: Nanos,
+    /// The last Nak that was answered, and when.
+    pub(super) last_nak: (Position, Nanos),
+    /// Its digest differed from the others' and nothing could replace it: never master.
+    pub(super) diverged: bool,
     /// `released` and `stable` as last told.
     pub(super) told: (u64, Position),
+    /// The same as last written; told once an ack came after it.
+    pub(super) telling: (u64, Position),
     /// The newest digest checkpoints, by position modulo their number.
     pub(super) checkpoints: [(Position, u64); CHECKPOINTS],
     pub(super) next_checkpoint: usize,
@@ -78,15 +86,22 @@ impl Follower {
             tell: false,
             emit: false,
             asked_at: Nanos::ZERO,
-            nak_at: Nanos::ZERO,
+            last_nak: (Position(0), Nanos::ZERO),
+            diverged: false,
             told: (0, Position(0)),
+            telling: (0, Position(0)),
             checkpoints: [(Position(0), 0); CHECKPOINTS],
             next_checkpoint: 0,
             queued: false,
         }
     }
 
-    /// Whether it may be master: its state is whole and it is not suspected.
+    /// Whether it may be master.
+    pub fn may_lead(&self) -> bool {
+        self.eligible() && !self.diverged
+    }
+
+    /// Whether it is worth sending to: its state is whole and it is not suspected.
     pub fn eligible(&self) -> bool {
         self.trusted && self.counted
     }
@@ -145,15 +160,14 @@ impl Owner {
         }
         let header_wanted = std::mem::take(&mut follower.tell);
         if follower.sent < tail {
-            self.write_entries(index, sink);
+            self.followers[index].sent = self.write_entries(index, sink);
         } else if header_wanted {
             sink.frame(&Frame::Segment(&self.header(tail.next(), 0), &[]));
         } else {
             // A request for outputs alone carries no header: nothing has been told.
             return true;
         }
-        self.followers[index].sent = tail;
-        self.followers[index].told = (self.released, self.stable);
+        self.followers[index].telling = (self.released, self.stable);
         true
     }
 
@@ -171,21 +185,24 @@ impl Owner {
     /// Writes the entries that the members of `set` have not been sent; see [`Owner::in_step`].
     pub fn write_for_all(&mut self, set: NodeSet, now: Nanos, sink: &mut impl FrameSink) {
         let Some(first) = self.followers.iter().position(|f| set.contains(f.node)) else { return };
-        self.write_entries(first, sink);
-        let (tail, told) = (self.tail(), (self.released, self.stable));
+        let sent = self.write_entries(first, sink);
+        let told = (self.released, self.stable);
         for follower in self.followers.iter_mut().filter(|f| set.contains(f.node)) {
             if follower.held >= follower.sent {
                 follower.sent_at = now;
             }
-            (follower.sent, follower.told, follower.tell) = (tail, told, false);
+            (follower.sent, follower.telling, follower.tell) = (sent, told, false);
         }
     }
 
-    fn write_entries(&self, index: usize, sink: &mut impl FrameSink) {
+    /// Writes the entries a member has not been sent, up to a bound that keeps a backlog from becoming one burst;
+    /// returns the last position written.
+    fn write_entries(&self, index: usize, sink: &mut impl FrameSink) -> Position {
+        let mut left = BACKLOG_BYTES;
         const OVERHEAD: usize = FRAME_HEADER_LEN + size_of::<frame::Segment>();
         let mut from = self.followers[index].sent.next().0;
         let to = self.log.next();
-        while from < to {
+        while from < to && left > 0 {
             let mut end = self.log.fit(from, sink.room().saturating_sub(OVERHEAD));
             if end == from {
                 sink.next_datagram();
@@ -193,9 +210,12 @@ impl Owner {
             }
             let end = end.min(from + u64::from(u16::MAX));
             let header = self.header(Position(from), (end - from) as u16);
-            sink.frame(&Frame::Segment(&header, self.log.range(from, end)));
+            let entries = self.log.range(from, end);
+            sink.frame(&Frame::Segment(&header, entries));
+            left = left.saturating_sub(entries.len());
             from = end;
         }
+        Position(from - 1)
     }
 
     fn header(&self, first: Position, count: u16) -> frame::Segment {

@@ -215,8 +215,10 @@ impl Owner {
         if self.outputs.next() - self.released >= self.config.window.saturating_mul(UNSENT_PER_ENTRY) {
             return Err(Refusal::WindowFull);
         }
-        if self.log.len() as u64 >= self.config.window && !self.demote_slowest() {
-            return Err(Refusal::WindowFull);
+        while self.log.len() as u64 >= self.config.window {
+            if !self.demote_slowest() {
+                return Err(Refusal::WindowFull);
+            }
         }
         if self.answered == self.tail() {
             self.waiting_since = now;
@@ -263,7 +265,7 @@ impl Owner {
             }
             ordinal += 1;
         }
-        self.update_answered(now);
+        self.update_answered(now, from == self.master);
         Ok(taken)
     }
 

@@ -33,10 +33,11 @@ impl Owner {
             return Err(Stale::Ahead);
         }
         let follower = &mut self.followers[index];
-        let just_done = follower.nak_at + Nanos(rtt.smoothed().0 / 2) > now && from > follower.sent;
+        let (last, at) = follower.last_nak;
+        let just_done = last == from && at + Nanos(rtt.smoothed().0 / 2) > now;
         if from > follower.held && from <= follower.sent && !just_done {
             follower.sent = from.prev();
-            follower.nak_at = now;
+            follower.last_nak = (from, now);
         }
         Ok(())
     }
@@ -85,6 +86,9 @@ impl Owner {
             self.tell_at = Nanos::MAX;
             let state = (self.released, self.stable);
             self.followers.iter_mut().for_each(|f| f.tell |= f.told != state);
+            if self.followers.iter().any(|f| f.eligible() && f.told != state) {
+                self.tell_at = now + self.config.tell_after;
+            }
         }
         (hedges, probes)
     }
@@ -98,12 +102,12 @@ impl Owner {
         }
         let count = self.followers.len();
         let turn = self.master + 1 + usize::from(self.hedges);
-        let next = (0..count).map(|n| (turn + n) % count).find(|i| self.followers[*i].eligible());
+        let next = (0..count).map(|n| (turn + n) % count).find(|i| self.followers[*i].may_lead());
         if let Some(index) = next {
             self.followers[index].emit = true;
             self.followers[index].asked_at = now;
         }
-        self.hedges = self.hedges.saturating_add(1);
+        self.hedges = if self.hedges == u8::MAX { MOST_DOUBLINGS } else { self.hedges + 1 };
         self.hedged_at = now;
     }
 
@@ -131,7 +135,7 @@ impl Owner {
             follower.sent = follower.held;
             follower.tell |= follower.told != (self.released, self.stable);
         }
-        if !self.followers[self.master].eligible() {
+        if !self.followers[self.master].may_lead() {
             self.choose_master();
         } else if trusted && self.log.next() == 1 {
             self.restore_master();
@@ -156,7 +160,7 @@ impl Owner {
             }
             _ => self.discount(index),
         }
-        if !self.followers[self.master].eligible() {
+        if !self.followers[self.master].may_lead() {
             self.choose_master();
         }
     }
@@ -171,14 +175,24 @@ impl Owner {
         }
     }
 
+    /// As [`Owner::demote_slowest`], if that one is suspected or has missed several acks in a row.
+    pub fn demote_lost(&mut self) -> bool {
+        let tail = self.tail();
+        let behind = self.followers.iter().filter(|f| f.counted && f.held < tail);
+        let slowest = behind.min_by_key(|f| (f.trusted, f.held));
+        slowest.is_some_and(|f| !f.trusted || f.retries >= 3) && self.demote_slowest()
+    }
+
     /// Gives up waiting for the member that holds least, so that its entries need not be kept; not if
     /// the others could not commit without it. Returns whether anybody was given up.
     pub fn demote_slowest(&mut self) -> bool {
         let counted = || self.followers.iter().enumerate().filter(|(_, f)| f.counted);
         let behind = counted().filter(|(_, f)| f.held < self.tail());
         // One that is suspected first: it may never come back, and the others would wait for it.
-        let Some((index, _)) = behind.min_by_key(|(_, f)| (f.trusted, f.held)) else { return false };
-        if !self.is_commit_set(counted().filter(|(i, _)| *i != index).map(|(_, f)| f.node)) {
+        let Some((index, slowest)) = behind.min_by_key(|(_, f)| (f.trusted, f.held)) else { return false };
+        // Only for those who live and hold more: otherwise nothing would be gained.
+        let ahead = counted().filter(|(_, f)| f.trusted && f.held > slowest.held);
+        if !self.is_commit_set(ahead.map(|(_, f)| f.node)) {
             return false;
         }
         self.discount(index);
@@ -194,7 +208,7 @@ impl Owner {
     pub(super) fn choose_master(&mut self) {
         let count = self.followers.len();
         let ring = (1..=count).map(|n| (self.master + n) % count);
-        let eligible = ring.filter(|i| self.followers[*i].eligible());
+        let eligible = ring.filter(|i| self.followers[*i].may_lead());
         let best = eligible.map(|i| (self.followers[i].held, i)).reduce(|a, b| if b.0 > a.0 { b } else { a });
         if let Some((_, index)) = best {
             self.name_master(index);
@@ -205,11 +219,16 @@ impl Owner {
     /// Returns whether the master changed.
     pub fn restore_master(&mut self) -> bool {
         let home = &self.followers[0];
-        if self.master == 0 || !home.eligible() || home.held < self.committed {
+        if self.master == 0 || !home.may_lead() || home.held < self.committed {
             return false;
         }
         self.name_master(0);
         true
+    }
+
+    /// Whether the member that should be master could be, and is not.
+    pub fn master_is_away(&self) -> bool {
+        self.master != 0 && self.followers[0].may_lead()
     }
 
     fn name_master(&mut self, index: usize) {

@@ -1,0 +1,122 @@
+//! A cluster of real processes on loopback under real load, with processes that are killed and frozen for real.
+
+mod harness;
+
+use harness::cluster::Local;
+use harness::load::Replay;
+use harness::{Otherwise, assert_no_panic, lives, sandboxed, sh};
+use std::thread::sleep;
+use std::time::Duration;
+use tandem::io::sys_process::Signal;
+
+/// What happens to a cluster under load, and whom to ask about the outcome afterwards.
+fn under_load(name: &str, args: &[&str], fault: impl FnOnce(&Local) -> Vec<u16>) {
+    let cluster = Local::start(args);
+    let replay = Replay::start(cluster.service, 100, 3.0);
+    sleep(Duration::from_millis(1_000));
+    let asked = fault(&cluster);
+    let report = replay.finish();
+    report.assert_clean(name);
+    println!("{name}: {}", report.line());
+    cluster.nodes.assert_agree(&asked);
+    let owner = cluster.nodes.status(1);
+    assert!(harness::cluster::sum(&owner, "engine", "released") >= report.count("sent"), "{owner}");
+    cluster.interrupt();
+}
+
+fn kill_the_busiest_master(cluster: &Local) -> Vec<u16> {
+    let (most, other) = cluster.nodes.masters(1);
+    let before = cluster.nodes.engine(1, "master_changes");
+    cluster.nodes.signal(most, Signal::Kill);
+    sleep(Duration::from_millis(300));
+    assert!(cluster.nodes.engine(1, "master_changes") > before, "nothing was taken from node {most}");
+    vec![1, other]
+}
+
+fn freeze(cluster: &Local, id: u16) -> Vec<u16> {
+    cluster.nodes.signal(id, Signal::Stop);
+    sleep(Duration::from_millis(500));
+    cluster.nodes.signal(id, Signal::Continue);
+    vec![1, 2, 3]
+}
+
+#[test]
+fn undisturbed_clusters_answer_everything() {
+    sandboxed("undisturbed_clusters_answer_everything", &[], Otherwise::RunHere, || {
+        for shards in ["1", "2"] {
+            under_load(&format!("{shards} shards"), &["--shards", shards], |_| vec![1, 2, 3]);
+        }
+    });
+}
+
+#[test]
+fn a_killed_master_takes_nothing_with_it() {
+    sandboxed("a_killed_master_takes_nothing_with_it", &[], Otherwise::RunHere, || {
+        for shards in ["1", "2"] {
+            under_load(
+                &format!("master killed, {shards} shards"),
+                &["--shards", shards],
+                kill_the_busiest_master,
+            );
+        }
+    });
+}
+
+#[test]
+fn a_killed_slave_is_not_missed() {
+    sandboxed("a_killed_slave_is_not_missed", &[], Otherwise::RunHere, || {
+        // Five nodes, three members a slot: of some slots the victim is a slave, of others it is nothing.
+        under_load("slave killed, R=3 of 5", &["--nodes", "5"], |cluster| {
+            let (_, fewest) = cluster.nodes.masters(1);
+            cluster.nodes.signal(fewest, Signal::Kill);
+            vec![1]
+        });
+    });
+}
+
+#[test]
+fn frozen_nodes_wake_up_and_do_no_harm() {
+    sandboxed("frozen_nodes_wake_up_and_do_no_harm", &[], Otherwise::RunHere, || {
+        under_load("master frozen", &[], |cluster| {
+            let (most, _) = cluster.nodes.masters(1);
+            freeze(cluster, most)
+        });
+        under_load("owner frozen", &["--shards", "2"], |cluster| freeze(cluster, 1));
+    });
+}
+
+#[test]
+fn nothing_outlives_a_cluster() {
+    sandboxed("nothing_outlives_a_cluster", &[], Otherwise::RunHere, || {
+        let cluster = Local::start(&[]);
+        // Frozen and killed nodes do not keep it from ending.
+        cluster.nodes.signal(2, Signal::Stop);
+        cluster.nodes.signal(3, Signal::Kill);
+        cluster.interrupt();
+
+        // Only the parent is told.
+        let mut cluster = Local::start(&["--nodes", "2"]);
+        let process = cluster.process.take().unwrap();
+        sh(&format!("kill -TERM {}", process.pid()));
+        let ended = process.finish(Duration::from_secs(10));
+        assert!(ended.status.success(), "{ended:?}");
+        cluster.assert_all_gone();
+
+        let mut cluster = Local::start(&["--shards", "2"]);
+        assert!(cluster.nodes.nodes.iter().all(|node| lives(node.pid)));
+        let mut process = cluster.process.take().unwrap();
+        process.child.kill().unwrap();
+        cluster.assert_all_gone();
+        let ended = process.finish(Duration::from_secs(5));
+        assert_no_panic(&ended.err);
+
+        // A cluster that has lost all its nodes says so.
+        let mut cluster = Local::start(&["--nodes", "2"]);
+        for id in [1, 2] {
+            cluster.nodes.signal(id, Signal::Kill);
+        }
+        let ended = cluster.process.take().unwrap().finish(Duration::from_secs(5));
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        assert!(ended.err.contains("every node has ended"), "{ended:?}");
+    });
+}
