@@ -284,8 +284,11 @@ impl Control {
         self.detector.on_turn(now.mono);
     }
 
-    /// When [`on_timeout`](Control::on_timeout) has something to do.
+    /// When [`on_timeout`](Control::on_timeout) has something to do: never, for a node without peers.
     pub fn next_timeout(&self) -> Nanos {
+        if self.peers.is_empty() {
+            return Nanos::MAX;
+        }
         self.detector.next_timeout().map_or(self.next_beat, |suspicion| suspicion.min(self.next_beat))
     }
 

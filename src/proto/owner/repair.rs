@@ -47,7 +47,8 @@ impl Owner {
     pub fn next_timeout(&self, rtts: &[Rtt], hedge_after: Nanos) -> Nanos {
         let probes = self.followers.iter().filter(|f| f.eligible() && f.held < f.sent);
         let probe = probes.map(|f| f.sent_at + rtts[f.lane].backed_off(f.retries)).min();
-        let waits = self.answered < self.tail();
+        // A single member is the owner's own node: whatever it is late with, nobody else has it.
+        let waits = self.answered < self.tail() && self.followers.len() > 1;
         let hedge = if waits { self.hedge_at(hedge_after) } else { Nanos::MAX };
         probe.unwrap_or(Nanos::MAX).min(hedge)
     }
