@@ -94,8 +94,7 @@ pub struct Shard<A: CallApp> {
     pub(super) local: usize,
     pub(super) slots: Vec<SlotState<A>>,
     pub(super) timers: BinaryHeap<Reverse<(Nanos, u16)>>,
-    /// Slots whose members are to be told of progress, and when. All wait equally long, so this needs no heap, and
-    /// the heap holds only what may be late soon.
+    /// Slots whose members are to be told of progress, and when: all wait equally long, so this needs no heap.
     tells: VecDeque<(Nanos, u16)>,
     /// How long answers take, from append to the last output.
     answers: Rtt,
