@@ -116,6 +116,8 @@ pub struct ControlCounters {
     pub malformed: u64,
     /// Datagrams of strangers, or of an earlier life of a peer.
     pub stale: u64,
+    /// How often a peer said that it no longer hears this node.
+    pub deaf: u64,
 }
 
 /// The control of one node.
@@ -128,6 +130,8 @@ pub struct Control {
     next_beat: Nanos,
     events: Vec<ControlEvent>,
     counters: ControlCounters,
+    /// How often the set of deaf peers changed.
+    deaf_changes: u64,
     /// Reused for each datagram and each beat's stalls.
     datagram: Vec<u8>,
     stalls: Vec<u16>,
@@ -148,6 +152,7 @@ impl Control {
             next_beat: Nanos::ZERO,
             events: Vec::new(),
             counters: ControlCounters::default(),
+            deaf_changes: 0,
             datagram: Vec::new(),
             stalls: Vec::new(),
             config,
@@ -167,8 +172,12 @@ impl Control {
         for frame in ControlFrames::new(plaintext) {
             match frame {
                 Ok(ControlFrame::Beat(beat, stalls)) => {
+                    let limit = self.detector.limit(from).unwrap_or(Nanos::MAX);
                     let peer = &mut self.peers[at];
-                    peer.on_beat(now.mono, self.config.boot, beat);
+                    let was_deaf = peer.deaf;
+                    peer.on_beat(now.mono, self.config.boot, limit, beat);
+                    self.counters.deaf += u64::from(peer.deaf && !was_deaf);
+                    self.deaf_changes += u64::from(peer.deaf != was_deaf);
                     let joins = peer.judged_as(beat.settings.get(), self.config.settings_hash);
                     if joins && !peer.joined {
                         self.join(at, boot);
@@ -290,14 +299,17 @@ impl Control {
         }
     }
 
-    /// The nodes that should be master of no slot of `shard`: not joined, silent, refusing, or with a stuck worker.
+    /// The nodes that should be master of no slot of `shard`: not joined, silent, refusing, with a stuck worker, or
+    /// speaking but not hearing this node (a link that is cut one way): they would never learn of an entry.
     pub fn suspects(&self, shard: u16) -> NodeSet {
-        self.detector.suspects(shard)
+        let mut suspects = self.detector.suspects(shard);
+        self.peers.iter().filter(|peer| peer.deaf).for_each(|peer| suspects.insert(peer.node));
+        suspects
     }
 
     /// Grows whenever the answer of [`suspects`](Control::suspects) may have changed, for any shard.
     pub fn suspects_version(&self) -> u64 {
-        self.detector.version()
+        self.detector.version() + self.deaf_changes
     }
 
     /// The peers whose settings agree with this node's, in their present life. Frames of others count for nothing.

@@ -77,6 +77,8 @@ pub(super) struct SlotState<A: CallApp> {
     pub(super) seat: Option<Seat<A>>,
     /// When its entry in the timer heap fires; others of this slot are stale.
     scheduled: Nanos,
+    /// It waits in the queue of slots whose members are to be told.
+    telling: bool,
     pub(super) releasing: bool,
 }
 
@@ -92,6 +94,9 @@ pub struct Shard<A: CallApp> {
     pub(super) local: usize,
     pub(super) slots: Vec<SlotState<A>>,
     pub(super) timers: BinaryHeap<Reverse<(Nanos, u16)>>,
+    /// Slots whose members are to be told of progress, and when. All wait equally long, so this needs no heap, and
+    /// the heap holds only what may be late soon.
+    tells: VecDeque<(Nanos, u16)>,
     /// How long answers take, from append to the last output.
     answers: Rtt,
     /// Outputs handed to the driver whose fate is not known, by local slot index.
@@ -126,6 +131,7 @@ impl<A: CallApp> Shard<A> {
             clock: None,
             slots: Vec::new(),
             timers: BinaryHeap::new(),
+            tells: VecDeque::new(),
             answers: Rtt::new(config.hedge_after, config.hedge_after, HEDGE_CAP.max(config.hedge_after)),
             sends: VecDeque::new(),
             releasing: VecDeque::new(),
@@ -167,7 +173,7 @@ impl<A: CallApp> Shard<A> {
         if let Some(owner) = &mut owner {
             owner.on_trust(config.me, true);
         }
-        SlotState { owner, seat, scheduled: Nanos::MAX, releasing: false }
+        SlotState { owner, seat, scheduled: Nanos::MAX, telling: false, releasing: false }
     }
 
     /// The application.
@@ -295,6 +301,12 @@ impl<A: CallApp> Shard<A> {
     }
 
     pub(super) fn arm(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        let tell_at = slot.owner.as_ref().map_or(Nanos::MAX, Owner::tell_at);
+        if tell_at < Nanos::MAX && !slot.telling {
+            slot.telling = true;
+            self.tells.push_back((tell_at, index as u16));
+        }
         let due = self.due(index);
         if due < self.slots[index].scheduled {
             self.slots[index].scheduled = due;
@@ -306,8 +318,14 @@ impl<A: CallApp> Shard<A> {
         }
     }
 
-    /// The earliest time in the heap that still means something.
+    /// When the next slot wants [`Shard::on_timeout`].
     pub(super) fn next_timer(&mut self) -> Nanos {
+        let tell = self.tells.front().map_or(Nanos::MAX, |(at, _)| *at);
+        self.next_in_heap().min(tell)
+    }
+
+    /// The earliest time in the heap that still means something.
+    fn next_in_heap(&mut self) -> Nanos {
         while let Some(Reverse((at, index))) = self.timers.peek().copied() {
             let index = usize::from(index);
             if self.slots[index].scheduled == at {
@@ -340,6 +358,14 @@ impl<A: CallApp> Shard<A> {
                 self.slots[index].scheduled = Nanos::MAX;
                 self.slot_timeout(now, index);
             }
+        }
+        while let Some((at, index)) = self.tells.front().copied() {
+            if at > now.mono {
+                break;
+            }
+            self.tells.pop_front();
+            self.slots[usize::from(index)].telling = false;
+            self.slot_timeout(now, usize::from(index));
         }
     }
 

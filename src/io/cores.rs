@@ -123,6 +123,7 @@ impl ControlCore for Control {
         json!({
             "all_joined": self.all_joined(),
             "peers": peers,
+            "deaf": dropped.deaf,
             "dropped": { "malformed": dropped.malformed, "stale": dropped.stale },
             "suspicions": detector.suspicions,
             "suspicions_by_refusal": detector.refusals,

@@ -26,6 +26,8 @@ pub(super) struct Peer {
     pub(super) judged: Option<(u64, bool)>,
     pub(super) refused: Option<Disagreement>,
     pub(super) rtt: Option<Nanos>,
+    /// It says that it has not heard us for too long.
+    pub(super) deaf: bool,
     pub(super) beat_due: bool,
     pub(super) refusal_due: bool,
     heard: Option<Heard>,
@@ -43,6 +45,7 @@ impl Peer {
             judged: None,
             refused: None,
             rtt: None,
+            deaf: false,
             beat_due: false,
             refusal_due: false,
             heard: None,
@@ -67,16 +70,18 @@ impl Peer {
         agrees && self.refused.is_none()
     }
 
-    /// Takes the round-trip time and the acceptance from a beat. Older beats than the newest heard say nothing.
-    pub(super) fn on_beat(&mut self, now: Nanos, our_boot: Boot, beat: &Beat) {
+    /// Takes the round-trip time and the acceptance from a beat, and whether the peer has heard us within `limit`.
+    /// Older beats than the newest heard say nothing.
+    pub(super) fn on_beat(&mut self, now: Nanos, our_boot: Boot, limit: Nanos, beat: &Beat) {
         if self.heard.is_some_and(|heard| heard.sequence >= beat.sequence.get()) {
             return;
         }
         self.heard = Some(Heard { sequence: beat.sequence.get(), sent: beat.sent.get(), at: now });
         if beat.echo_boot.get() != our_boot.0 {
-            self.accepts_us = false;
+            (self.accepts_us, self.deaf) = (false, false);
             return;
         }
+        self.deaf = Nanos(beat.echo_delay.get()) > limit;
         self.accepts_us = beat.flags.get() & ACCEPTED != 0;
         // Our own clock at both ends (RFC 6298, section 2: gain 1/8).
         let sample = now.since(Nanos(beat.echo_sent.get())).since(Nanos(beat.echo_delay.get()));

@@ -51,13 +51,15 @@ struct Flight {
 struct Rig {
     controls: Vec<Option<Control>>,
     flights: VecDeque<Flight>,
+    /// Nothing from one to the other arrives.
+    cut: Option<(usize, NodeId)>,
     micros: u64,
 }
 
 impl Rig {
     fn new(configs: [ControlConfig; 3]) -> Rig {
         let controls = configs.map(|config| Some(Control::new(config))).into();
-        Rig { controls, flights: VecDeque::new(), micros: 1_000_000 }
+        Rig { controls, flights: VecDeque::new(), cut: None, micros: 1_000_000 }
     }
 
     fn now(&self) -> Now {
@@ -70,6 +72,9 @@ impl Rig {
             let now = self.now();
             while self.flights.front().is_some_and(|flight| flight.due <= self.micros) {
                 let flight = self.flights.pop_front().expect("a flight");
+                if self.cut == Some((flight.from + 1, flight.to)) {
+                    continue;
+                }
                 if let Some(control) = &mut self.controls[usize::from(flight.to.0) - 1] {
                     control.on_peer(now, NodeId(flight.from as u16 + 1), flight.boot, &flight.bytes);
                 }
@@ -95,6 +100,21 @@ impl Rig {
     fn suspects(&mut self, node: usize) -> Vec<u16> {
         self.control(node).suspects(0).iter().map(|node| node.0).collect()
     }
+}
+
+#[test]
+fn a_peer_that_speaks_but_does_not_hear_is_suspected_until_it_hears_again() {
+    let mut rig = agreeing();
+    rig.run(20_000);
+    rig.cut = Some((1, NodeId(3)));
+    rig.run(6_000);
+    assert_eq!(rig.suspects(1), [3], "its beats say that it hears nothing of node 1");
+    assert_eq!(rig.suspects(3), [1], "it hears nothing of node 1");
+    assert_eq!(rig.suspects(2), Vec::<u16>::new());
+    assert_eq!(rig.control(1).counters().deaf, 1);
+    rig.cut = None;
+    rig.run(3_000);
+    assert_eq!(rig.suspects(1), Vec::<u16>::new());
 }
 
 fn agreeing() -> Rig {

@@ -32,7 +32,7 @@ impl Owner {
         }
         self.on_deadline(executed, Nanos(ack.deadline.get()));
         self.update_committed(now);
-        self.update_answered(now);
+        self.update_answered(now, index == self.master);
         let checkpoint = (Position(ack.digest_at.get()), ack.digest.get());
         if checkpoint.0 > Position(0) && self.followers[index].digest_at(checkpoint.0).is_none() {
             self.followers[index].remember(checkpoint);
@@ -90,12 +90,16 @@ impl Owner {
     }
 
     /// A member that executed up to p with n outputs proves everything up to p answered once n were taken.
-    pub(super) fn update_answered(&mut self, now: Nanos) {
+    /// Karn's rule (RFC 6298 section 3): how long an answer took that another member had to be asked for says how
+    /// long the asking took, so it is no sample.
+    pub(super) fn update_answered(&mut self, now: Nanos, by_master: bool) {
         let taken = self.outputs.next();
         let answered = self.followers.iter().filter(|f| f.counted && f.outputs <= taken).map(|f| f.executed);
         if let Some(answered) = answered.max().filter(|a| *a > self.answered) {
             self.answered = answered;
-            self.delay = Some(now.since(self.waiting_since));
+            if self.hedges == 0 || by_master {
+                self.delay = Some(now.since(self.waiting_since));
+            }
             self.waiting_since = now;
             self.hedges = 0;
         }

@@ -265,7 +265,7 @@ impl Owner {
             }
             ordinal += 1;
         }
-        self.update_answered(now);
+        self.update_answered(now, from == self.master);
         Ok(taken)
     }
 

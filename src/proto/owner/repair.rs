@@ -42,13 +42,19 @@ impl Owner {
         Ok(())
     }
 
-    /// When [`Owner::on_timeout`] wants to be called, in monotonic time.
+    /// When [`Owner::on_timeout`] wants to be called, in monotonic time, because something is late; besides at
+    /// [`Owner::tell_at`].
     pub fn next_timeout(&self, rtts: &[Rtt], hedge_after: Nanos) -> Nanos {
         let probes = self.followers.iter().filter(|f| f.eligible() && f.held < f.sent);
         let probe = probes.map(|f| f.sent_at + rtts[f.lane].backed_off(f.retries)).min();
         let waits = self.answered < self.tail();
         let hedge = if waits { self.hedge_at(hedge_after) } else { Nanos::MAX };
-        probe.unwrap_or(Nanos::MAX).min(hedge).min(self.tell_at)
+        probe.unwrap_or(Nanos::MAX).min(hedge)
+    }
+
+    /// When the members are to be told of progress, if no entry does so first: always as much after the progress.
+    pub fn tell_at(&self) -> Nanos {
+        self.tell_at
     }
 
     fn hedge_at(&self, hedge_after: Nanos) -> Nanos {
