@@ -177,7 +177,9 @@ impl Local {
         };
         let nodes = described["nodes"].as_array().unwrap().iter().map(row).collect();
         let service = described["service_addresses"][0].as_str().unwrap().parse().unwrap();
-        let nodes = Nodes { nodes, key: ClusterKey::loopback() };
+        let key = args.iter().position(|arg| *arg == "--cluster-key").map(|at| args[at + 1]);
+        let key = key.map_or_else(ClusterKey::loopback, |key| ClusterKey::from_hex(key).unwrap());
+        let nodes = Nodes { nodes, key };
         Local { process: Some(process), nodes, service, folder }
     }
 
