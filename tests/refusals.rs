@@ -32,7 +32,8 @@ fn command(args: &[&str], variables: &[(&str, &str)]) -> Command {
 #[test]
 fn settings_that_cannot_be() {
     let far = "1@a=127.0.0.1:7100,2@b=10.9.8.7:7100";
-    let cases: [(&[(&str, &str)], &[&str]); 10] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+    let cases: [Case<'_>; 10] = [
         (
             &[("TANDEM_NODES", far)],
             &["TANDEM_CLUSTER_KEY is not set", "10.9.8.7:7100", "openssl rand -hex 32"],
