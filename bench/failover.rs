@@ -21,8 +21,8 @@ use tandem::types::{Nanos, NodeId};
 const CALLS: u32 = 300;
 /// Load before the first mark.
 const LEAD: Nanos = Nanos::from_millis(300);
-/// What follows a mark and belongs to it.
-const WINDOW: Nanos = Nanos::from_millis(50);
+/// Silences that begin this long after the victim's return belong to it.
+const RETURN_WINDOW: Nanos = Nanos::from_millis(50);
 /// From the mark at which nothing happens to the fault.
 const CALM: Nanos = Nanos::from_millis(100);
 /// How long a frozen process stays frozen and a cut link cut.
@@ -48,6 +48,13 @@ impl Fault {
             Fault::SigStop => "sigstop",
             Fault::Cut => "cut",
         }
+    }
+
+    /// Silences that begin this long after a mark belong to it. A signal works at once; what `nft` is told works
+    /// some time later. The calls of one master are a third of all, so that among many intervals between their
+    /// packets there is always a long one: the shorter, the better.
+    fn window(self) -> Nanos {
+        Nanos::from_millis(if self == Fault::Cut { 30 } else { 2 })
     }
 
     /// Suspicions that a fault causes although the victim's beats never stop: a cut link silences it for two
@@ -164,12 +171,12 @@ fn one(cluster: &Cluster, fault: Fault, rate: f64, seed: u32) -> anyhow::Result<
             let calls = live.calls_by_node();
             victim =
                 pids.iter().filter(|(id, _)| *id != owner).max_by_key(|(id, _)| calls[usize::from(id.0)]);
-            live.mark("calm", victim.map(|(id, _)| *id), WINDOW);
+            live.mark("calm", victim.map(|(id, _)| *id), fault.window());
         }
         let Some((node, pid)) = victim.copied() else { return Control::Continue };
         if !struck && live.now >= LEAD + CALM {
             struck = true;
-            live.mark(fault.name(), Some(node), WINDOW);
+            live.mark(fault.name(), Some(node), fault.window());
             match fault {
                 Fault::SigKill => failed = signal(pid, Signal::Kill).err(),
                 Fault::SigStop => failed = signal(pid, Signal::Stop).err(),
@@ -179,7 +186,7 @@ fn one(cluster: &Cluster, fault: Fault, rate: f64, seed: u32) -> anyhow::Result<
         }
         if returns && !back && live.now >= LEAD + CALM + AWAY {
             back = true;
-            live.mark("back", None, WINDOW);
+            live.mark("back", None, RETURN_WINDOW);
             match fault {
                 Fault::Cut => helpers.push(std::thread::spawn(bridge::mend)),
                 Fault::SigKill | Fault::SigStop => failed = signal(pid, Signal::Continue).err(),

@@ -7,7 +7,7 @@ use anyhow::Context;
 use tandem::cli::config::SettingArgs;
 use tandem::cli::local::{ClusterArgs, LocalCluster};
 
-pub(crate) const PROGRAM: &str = "TANDEM_PROGRAM";
+pub(crate) const PROGRAM: &str = "TANDEM_TEST_PROGRAM";
 /// A cluster can lose the race for its ports to another process on the machine.
 const STARTS: usize = 3;
 
@@ -24,7 +24,7 @@ pub(crate) fn cluster(nodes: u16) -> anyhow::Result<LocalCluster> {
     result.with_context(|| format!("cannot start {nodes} nodes"))
 }
 
-/// Nodes run the program that cargo built with this bench, unless TANDEM_PROGRAM names another: if it is not set,
+/// Nodes run the program that cargo built with this bench, unless TANDEM_TEST_PROGRAM names another: if it is not set,
 /// this process starts over with it set.
 pub(crate) fn name_program() {
     if std::env::var_os(PROGRAM).is_none() {

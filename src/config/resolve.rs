@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 /// `TANDEM_*` variables that are no settings: they steer tests, benches and the simulator.
-const NOT_SETTINGS: [&str; 3] = ["TANDEM_SIM_", "TANDEM_TEST_", "TANDEM_PROGRAM"];
+const NOT_SETTINGS: [&str; 2] = ["TANDEM_SIM_", "TANDEM_TEST_"];
 
 /// Where a value came from.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]

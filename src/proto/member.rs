@@ -205,10 +205,11 @@ impl Member {
         if self.safeguards.in_order && first > self.entries.next() {
             return Ok(self.safeguards.nak.then(|| self.held().next()));
         }
-        self.on_entries(first, usize::from(header.count.get()), entries, machine)?;
         if self.safeguards.in_order {
+            // Before the new ones: a log that is empty now and then stays at the start of its buffer, in the cache.
             self.entries.release_to(header.stable.get().min(self.executed.0) + 1);
         }
+        self.on_entries(first, usize::from(header.count.get()), entries, machine)?;
         Ok(None)
     }
 
