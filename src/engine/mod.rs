@@ -23,6 +23,7 @@ pub mod shard;
 pub mod stats;
 #[cfg(test)]
 mod tests;
+mod timers;
 
 pub use flush::SlotDigest;
 pub use shard::{Shard, ShardConfig};
