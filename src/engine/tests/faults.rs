@@ -290,7 +290,7 @@ fn a_round_trip_longer_than_the_timeouts_is_learned_from_traffic_without_pause()
         assert!((Nanos::from_millis(9)..Nanos::from_millis(12)).contains(&learned), "{learned:?}");
         let stats = cluster.shards[0].stats();
         assert!(stats.hedge_after_ns > 5_000_000, "{stats:?}");
-        assert!(stats.probes < 100 && stats.hedges < 50 && stats.repeated_outputs < 100, "{stats:?}");
+        assert!(stats.probes < 100 && stats.hedges < 50 && stats.repeated_outputs < 200, "{stats:?}");
     }
 }
 
