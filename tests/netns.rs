@@ -34,16 +34,14 @@ fn a_master(cluster: &Cluster) -> u16 {
 
 /// A fault that lasts half a second and must have been noticed.
 fn for_half_a_second(cluster: &Cluster, begin: impl FnOnce(), end: impl FnOnce()) {
-    // Either its masterships move, or another member is asked for each reply that is late.
-    let others_answered =
-        || ["master_changes", "rescued_outputs"].map(|figure| cluster.nodes.engine(1, figure));
-    let before = others_answered();
+    let moved = || cluster.nodes.engine(1, "master_changes");
+    let before = moved();
     begin();
     sleep(Duration::from_millis(500));
     end();
-    let after = others_answered();
-    println!("masterships moved, replies rescued: {before:?} to {after:?}");
-    assert!(before != after, "nobody noticed");
+    let after = moved();
+    println!("masterships moved: {}", after - before);
+    assert!(after > before, "nobody noticed");
 }
 
 #[test]

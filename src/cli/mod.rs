@@ -36,7 +36,7 @@ pub fn conclude(result: anyhow::Result<ExitCode>) -> ExitCode {
     if error.chain().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    complain(&format!("{error:#}"));
+    complain(&with_causes(&error));
     let usage = error.is::<BadSettings>() || error.is::<BadUsage>();
     ExitCode::from(if usage { 2 } else { 1 })
 }
@@ -44,6 +44,15 @@ pub fn conclude(result: anyhow::Result<ExitCode>) -> ExitCode {
 /// Says on standard error, in one line, what went wrong.
 pub fn complain(text: &str) {
     eprintln!("tandem: {}", one_line(text));
+}
+
+/// The error and its causes, but for those that it names itself.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match () {
+        () if said.is_empty() => cause,
+        () if said.contains(&cause) => said,
+        () => format!("{said}: {cause}"),
+    })
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -79,6 +88,13 @@ mod tests {
         assert_eq!(status(Err(BadSettings(Vec::new()).into())), expected(2));
         let pipe = Err(io::Error::from(io::ErrorKind::BrokenPipe)).context("writing");
         assert_eq!(status(pipe), expected(0));
+        let full = io::Error::from_raw_os_error(28);
+        let named = anyhow::Error::new(full).context("cannot write x");
+        assert_eq!(with_causes(&named), "cannot write x: No space left on device (os error 28)");
+        assert_eq!(
+            with_causes(&anyhow::anyhow!("disk full").context("x: disk full; free it")),
+            "x: disk full; free it"
+        );
         assert_eq!(one_line("a\n  b c"), "a b c");
     }
 }

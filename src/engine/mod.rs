@@ -23,6 +23,7 @@ pub mod shard;
 pub mod stats;
 #[cfg(test)]
 mod tests;
+mod timers;
 
 pub use flush::SlotDigest;
 pub use shard::{Shard, ShardConfig};
@@ -34,7 +35,8 @@ use crate::types::{Endpoint, LocalId, NodeId, NodeSet, Slot};
 pub trait Outbox {
     /// One datagram (plaintext frames, unsealed) for shard `n` of node `to`, `n` being this shard's number.
     /// Consecutive datagrams for one node come one after the other, so that a driver can send them in one
-    /// GSO call; all but the last of such a run have the same length.
+    /// GSO call; all but the last of such a run have the same length, except for frames longer than a datagram, which
+    /// have one of their own.
     fn peer(&mut self, to: NodeId, plaintext: &[u8]);
 
     /// One datagram (plaintext frames) for every node of `to`, for drivers that multicast.

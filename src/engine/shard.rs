@@ -76,9 +76,9 @@ pub(super) struct SlotState<A: CallApp> {
     pub(super) owner: Option<Owner>,
     pub(super) seat: Option<Seat<A>>,
     /// When its entry in the timer heap fires; others of this slot are stale.
-    scheduled: Nanos,
+    pub(super) scheduled: Nanos,
     /// It waits in the queue of slots whose members are to be told.
-    telling: bool,
+    pub(super) telling: bool,
     pub(super) releasing: bool,
 }
 
@@ -86,7 +86,7 @@ pub(super) struct SlotState<A: CallApp> {
 pub struct Shard<A: CallApp> {
     pub(super) config: ShardConfig,
     pub(super) app: A,
-    clock: Option<LogicalClock>,
+    pub(super) clock: Option<LogicalClock>,
     pub(super) lanes: Vec<Lane>,
     /// Round-trip times, by lane.
     pub(super) rtts: Vec<Rtt>,
@@ -94,15 +94,16 @@ pub struct Shard<A: CallApp> {
     pub(super) local: usize,
     pub(super) slots: Vec<SlotState<A>>,
     pub(super) timers: BinaryHeap<Reverse<(Nanos, u16)>>,
-    /// Slots whose members are to be told of progress, and when: all wait equally long, so this needs no heap.
-    tells: VecDeque<(Nanos, u16)>,
+    /// Slots whose members are to be told of progress, and when. All wait equally long, so this needs no heap, and
+    /// the heap holds only what may be late soon.
+    pub(super) tells: VecDeque<(Nanos, u16)>,
     /// How long answers take, from append to the last output.
-    answers: Rtt,
+    pub(super) answers: Rtt,
     /// Outputs handed to the driver whose fate is not known, by local slot index.
     pub(super) sends: VecDeque<u16>,
     /// Slots that may have outputs to release.
     pub(super) releasing: VecDeque<u16>,
-    restore_at: Nanos,
+    pub(super) restore_at: Nanos,
     give_up_at: Nanos,
     pub(super) retained: usize,
     pub(super) next: Nanos,
@@ -228,7 +229,7 @@ impl<A: CallApp> Shard<A> {
         self.append(now, index, kind).map_err(|()| DropReason::WindowFull)
     }
 
-    fn append(&mut self, now: Now, index: usize, kind: EntryKind<'_>) -> Result<(), ()> {
+    pub(super) fn append(&mut self, now: Now, index: usize, kind: EntryKind<'_>) -> Result<(), ()> {
         let time = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
         let before = self.retained;
         let appended =
@@ -288,108 +289,6 @@ impl<A: CallApp> Shard<A> {
         }
     }
 
-    /// When the slot wants [`Shard::on_timeout`].
-    fn due(&self, index: usize) -> Nanos {
-        let Some(owner) = &self.slots[index].owner else { return Nanos::MAX };
-        let tick = owner.tick_due();
-        let tick = match &self.clock {
-            Some(clock) if tick < Nanos::MAX => clock.when(tick),
-            _ => Nanos::MAX,
-        };
-        owner.next_timeout(&self.rtts, self.answers.timeout()).min(tick)
-    }
-
-    pub(super) fn arm(&mut self, index: usize) {
-        let slot = &mut self.slots[index];
-        let tell_at = slot.owner.as_ref().map_or(Nanos::MAX, Owner::tell_at);
-        if tell_at < Nanos::MAX && !slot.telling {
-            slot.telling = true;
-            self.tells.push_back((tell_at, index as u16));
-        }
-        let due = self.due(index);
-        if due < self.slots[index].scheduled {
-            self.slots[index].scheduled = due;
-            self.timers.push(Reverse((due, index as u16)));
-            if self.timers.len() > 4 * self.slots.len() + 64 {
-                let live = self.slots.iter().enumerate().filter(|(_, s)| s.scheduled < Nanos::MAX);
-                self.timers = live.map(|(i, s)| Reverse((s.scheduled, i as u16))).collect();
-            }
-        }
-    }
-
-    /// When the next slot wants [`Shard::on_timeout`].
-    pub(super) fn next_timer(&mut self) -> Nanos {
-        let tell = self.tells.front().map_or(Nanos::MAX, |(at, _)| *at);
-        self.next_in_heap().min(tell)
-    }
-
-    /// The earliest time in the heap that still means something.
-    fn next_in_heap(&mut self) -> Nanos {
-        while let Some(Reverse((at, index))) = self.timers.peek().copied() {
-            let index = usize::from(index);
-            if self.slots[index].scheduled == at {
-                let due = self.due(index);
-                if due <= at {
-                    return at;
-                }
-                self.slots[index].scheduled = Nanos::MAX;
-                self.timers.pop();
-                self.arm(index);
-            } else {
-                self.timers.pop();
-            }
-        }
-        Nanos::MAX
-    }
-
-    /// Does what is due.
-    pub fn on_timeout(&mut self, now: Now) {
-        if self.restore_at <= now.mono {
-            self.restore_masters(now);
-        }
-        while let Some(Reverse((at, index))) = self.timers.peek().copied() {
-            if at > now.mono {
-                break;
-            }
-            self.timers.pop();
-            let index = usize::from(index);
-            if self.slots[index].scheduled == at {
-                self.slots[index].scheduled = Nanos::MAX;
-                self.slot_timeout(now, index);
-            }
-        }
-        while let Some((at, index)) = self.tells.front().copied() {
-            if at > now.mono {
-                break;
-            }
-            self.tells.pop_front();
-            self.slots[usize::from(index)].telling = false;
-            self.slot_timeout(now, usize::from(index));
-        }
-    }
-
-    fn slot_timeout(&mut self, now: Now, index: usize) {
-        let logical = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
-        let hedge_after = self.answers.timeout();
-        self.changing(index, |owner, rtts, counts| {
-            let (hedges, probes) = owner.on_timeout(now.mono, rtts, hedge_after);
-            counts.hedges += u64::from(hedges);
-            counts.probes += u64::from(probes);
-        });
-        let ticks = self.slots[index].owner.as_ref().is_some_and(|o| o.tick_due() <= logical);
-        if ticks && self.append(now, index, EntryKind::Tick).is_ok() {
-            self.counts.ticks += 1;
-        }
-        self.enqueue(index);
-        self.arm(index);
-        if self.slots[index].scheduled <= now.mono {
-            // A tick that the window refused stays due: look again soon instead of at once.
-            let later = now.mono + Nanos::from_millis(1);
-            self.slots[index].scheduled = later;
-            self.timers.push(Reverse((later, index as u16)));
-        }
-    }
-
     /// The life in which `node` has joined the cluster. A new life of it holds nothing of what the old one did.
     pub fn on_join(&mut self, now: Now, node: NodeId, boot: Boot) {
         let Some(lane) = self.lane(node).filter(|l| *l != self.local) else { return };
@@ -428,7 +327,7 @@ impl<A: CallApp> Shard<A> {
         }
     }
 
-    fn restore_masters(&mut self, now: Now) {
+    pub(super) fn restore_masters(&mut self, now: Now) {
         self.restore_at = Nanos::MAX;
         for index in 0..self.slots.len() {
             let away = self.changing(index, |owner, _, _| {

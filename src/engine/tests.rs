@@ -94,6 +94,8 @@ pub(super) struct Cluster {
     pub(super) cut: NodeSet,
     pub(super) replies: Vec<Vec<u8>>,
     pub(super) multicasts: usize,
+    /// The life of each node.
+    pub(super) boots: Vec<Boot>,
 }
 
 impl Cluster {
@@ -126,6 +128,7 @@ impl Cluster {
             cut: NodeSet::EMPTY,
             replies: Vec::new(),
             multicasts: 0,
+            boots: (1..=nodes).map(|n| Boot(u64::from(n))).collect(),
         };
         for at in 0..cluster.shards.len() {
             for peer in 1..=nodes {
@@ -157,12 +160,7 @@ impl Cluster {
                 for (to, bytes) in sent.peer {
                     moved = true;
                     if !self.cut.contains(to) && !self.cut.contains(from) {
-                        self.shards[usize::from(to.0) - 1].on_peer(
-                            self.now,
-                            from,
-                            Boot(u64::from(from.0)),
-                            &bytes,
-                        );
+                        self.shards[usize::from(to.0) - 1].on_peer(self.now, from, self.boots[at], &bytes);
                     }
                 }
             }

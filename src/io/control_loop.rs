@@ -382,6 +382,7 @@ impl<C: ControlCore> ControlLoop<C> {
     fn write_answer(&mut self, mut pending: Pending) {
         pending.answers.sort_by_key(|report| report["shard"].as_u64());
         let mut report = self.report();
+        report["shards_silent"] = self.shards.len().saturating_sub(pending.answers.len()).into();
         report["shards"] = serde_json::Value::Array(pending.answers);
         let json = report.to_string();
         for part in operator::write_answer(pending.number, json.as_bytes()) {

@@ -170,7 +170,7 @@ impl TestApp {
             2 => ctx.clear_timer(id),
             3 => {
                 ctx.set_timer(id, ctx.now() + delay + delay);
-                ctx.set_timer(TimerId((timer + 1) & 3), ctx.now() + delay);
+                ctx.set_timer(TimerId(timer.wrapping_add(1) & 3), ctx.now() + delay);
                 ctx.set_timer(id, ctx.now() + delay);
             }
             _ => {}

@@ -54,8 +54,7 @@ impl Replay {
         let text = std::fs::read(self.folder.join("report.json"));
         let text = text.unwrap_or_else(|error| panic!("no report: {error}; {ended:?}"));
         let json: Value = serde_json::from_slice(&text).unwrap();
-        let found = |key: &&str| json.get(key).is_some();
-        assert!(KEYS.iter().all(|key| found(key)), "a key is missing: {json}");
+        assert!(KEYS.iter().all(|key| json.get(key).is_some()), "a key is missing: {json}");
         assert_eq!(json.as_object().unwrap().len(), KEYS.len(), "{json}");
         assert!(PERCENTILES.iter().all(|key| json["latency_us"].get(key).is_some()), "{json}");
         Report { ended, json }

@@ -228,7 +228,7 @@ pub(crate) fn sandboxed(name: &str, tools: &[&str], otherwise: Otherwise, scenar
 
 /// Everything that no program of ours may ever say.
 pub(crate) fn assert_no_panic(said: &str) {
-    for word in ["panicked at", "RUST_BACKTRACE", "stack backtrace", "unreachable", "overflow", "SIGSEGV"] {
+    for word in ["panicked at", "RUST_BACKTRACE", "stack backtrace", "unreachable code", "attempt to"] {
         assert!(!said.contains(word), "{word:?} in:\n{said}");
     }
 }

@@ -91,7 +91,7 @@ impl Owner {
 
     /// A member that executed up to p with n outputs proves everything up to p answered once n were taken.
     /// Karn's rule (RFC 6298 section 3): how long an answer took that another member had to be asked for says how
-    /// long the asking took, so it is no sample.
+    /// long the asking took, so it is no sample; when the master's own comes after all, that is one.
     pub(super) fn update_answered(&mut self, now: Nanos, by_master: bool) {
         let taken = self.outputs.next();
         let answered = self.followers.iter().filter(|f| f.counted && f.outputs <= taken).map(|f| f.executed);
@@ -99,6 +99,8 @@ impl Owner {
             self.answered = answered;
             if self.hedges == 0 || by_master {
                 self.delay = Some(now.since(self.waiting_since));
+            } else if self.rescued.is_none() {
+                self.rescued = Some((taken, self.waiting_since));
             }
             self.waiting_since = now;
             self.hedges = 0;

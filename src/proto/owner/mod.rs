@@ -99,6 +99,8 @@ pub struct Owner {
     tell_at: Nanos,
     divergences: u64,
     demotions: u64,
+    /// Outputs up to this ordinal were taken from others while the master's were late; since when they were waited for.
+    rescued: Option<(u64, Nanos)>,
     /// How long the last answer took, until it is asked for.
     delay: Option<Nanos>,
 }
@@ -137,6 +139,7 @@ impl Owner {
             tell_at: Nanos::MAX,
             divergences: 0,
             demotions: 0,
+            rescued: None,
             delay: None,
         }
     }
@@ -266,6 +269,10 @@ impl Owner {
             ordinal += 1;
         }
         self.update_answered(now, from == self.master);
+        if let Some((_, since)) = self.rescued.filter(|(to, _)| from == self.master && ordinal >= *to) {
+            self.delay = Some(now.since(since));
+            self.rescued = None;
+        }
         Ok(taken)
     }
 

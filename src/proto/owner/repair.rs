@@ -238,6 +238,7 @@ impl Owner {
         }
         self.master = index;
         self.master_seq += 1;
+        self.rescued = None;
         if self.answered < self.tail() {
             self.followers.iter_mut().for_each(|f| f.tell = true);
         }
