@@ -3,8 +3,9 @@
 //!
 //! A turn comes with each own beat, and earlier when a peer's silence becomes too long; it first reads every link.
 //! The peers' beats do not wake it: that would be a thread switch for each, at real-time priority, a third of
-//! what a busy cluster on few cores costs. What that adds to a suspicion is less than a beat. An ICMP
-//! port-unreachable does wake it.
+//! what a busy cluster on few cores costs. What that adds to a suspicion is less than a beat. (Links are not even
+//! watched for errors: the kernel's wake-up for plain data also names EPOLLPRI.) A shard whose send was refused
+//! wakes it.
 //!
 //! It reads the shards' cells once a turn, and tells them through theirs whom to suspect and whom it has met. It
 //! also answers the operator's tools, by asking the shards.
@@ -34,7 +35,6 @@ use crate::wire::seal::{Opener, Sealer};
 
 const TIMER: Token = Token(1);
 const DOOR: Token = Token(2);
-const LINK: Token = Token(3);
 /// Datagrams, or joined ones, in one system call.
 const BATCH: usize = 8;
 /// The longest thing the kernel joins.
@@ -184,10 +184,6 @@ impl<C: ControlCore> ControlLoop<C> {
         let registry = parts.poll.registry();
         registry.register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)?;
         registry.register(&mut SourceFd(&parts.door.as_raw_fd()), DOOR, Interest::READABLE)?;
-        for (_, link) in &parts.links {
-            // epoll_ctl(2): errors are always reported; there is no urgent data on a UDP socket.
-            registry.register(&mut SourceFd(&link.fd()), LINK, Interest::PRIORITY)?;
-        }
         let count = parts.links.len();
         Ok(ControlLoop {
             core,

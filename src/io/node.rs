@@ -302,6 +302,7 @@ impl Plan<'_> {
                 (self.shard_config(parts.shard), app.clone(), self.core_for(parts.shard));
             node.add(name, move || {
                 pin(core);
+                sys_thread::make_patient();
                 ShardLoop::new(Shard::new(config, app), parts)?.run()
             })?;
         }
