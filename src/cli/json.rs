@@ -87,7 +87,7 @@ fn temporary(path: &Path) -> Result<PathBuf, JsonError> {
     Ok(path.with_file_name(hidden))
 }
 
-/// Writes `value` to a stream, as [`write`] writes it to a file.
+/// Writes `value` to a stream, as [`write`](fn@write) writes it to a file.
 ///
 /// # Errors
 /// The stream's own.
