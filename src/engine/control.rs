@@ -61,10 +61,10 @@ pub struct Disagreement {
 }
 
 impl fmt::Display for Disagreement {
-    /// Reads as in "`R is 2 there and 3 here`".
+    /// Reads as in "`TANDEM_R is 2 there and 3 here`".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let value = |value: &Option<String>| value.clone().unwrap_or("unknown".to_owned());
-        write!(f, "{} is {} there and {} here", self.name, value(&self.theirs), value(&self.ours))
+        write!(f, "TANDEM_{} is {} there and {} here", self.name, value(&self.theirs), value(&self.ours))
     }
 }
 

@@ -75,7 +75,6 @@ pub struct Member {
     outputs: RecordLog,
     master: NodeId,
     master_seq: u32,
-    committed: Position,
     /// As master: the first output not yet sent to the owner.
     send_from: u64,
     /// The owner asked for the outputs from this ordinal on, master or not.
@@ -101,7 +100,6 @@ impl Member {
             outputs: RecordLog::new(0),
             master: NodeId(0),
             master_seq: 0,
-            committed: Position(0),
             send_from: 0,
             asked_from: None,
             digest: 0,
@@ -216,7 +214,6 @@ impl Member {
     fn on_header(&mut self, header: &frame::Segment) {
         let released = header.released.get().min(self.outputs.next());
         self.outputs.release_to(released);
-        self.committed = self.committed.max(Position(header.committed.get()));
         if header.master_seq.get() > self.master_seq || self.master == NodeId(0) {
             let was_master = self.is_master();
             self.master_seq = header.master_seq.get();

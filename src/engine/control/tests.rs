@@ -154,10 +154,10 @@ fn other_settings_do_not_join_and_both_sides_say_which_once() {
         let of_peer = |event: &ControlEvent| matches!(event, ControlEvent::Refused(n, _) if n.0 == peer);
         rig.control(node).take_events().filter(of_peer).map(|event| event.to_string()).collect()
     };
-    let here = "node 3 and this node do not join: R is 2 there and 3 here; \
+    let here = "node 3 and this node do not join: TANDEM_R is 2 there and 3 here; \
                 set the same value on all nodes and restart";
     assert_eq!(told(&mut rig, 1, 3), [here]);
-    let there = "node 1 and this node do not join: R is 3 there and 2 here; \
+    let there = "node 1 and this node do not join: TANDEM_R is 3 there and 2 here; \
                  set the same value on all nodes and restart";
     assert_eq!(told(&mut rig, 3, 1), [there]);
     let status = rig.control(1).peers().nth(1).expect("node 3");
