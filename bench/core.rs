@@ -17,7 +17,7 @@ use tandem::app::table::TableLimits;
 use tandem::app::{CallApp, Inbound};
 use tandem::engine::{Outbox, Shard, ShardConfig};
 use tandem::proto::Safeguards;
-use tandem::proto::map::{ClusterMap, MapNode};
+use tandem::proto::fixed_map::{ClusterMap, MapNode};
 use tandem::types::{Boot, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
 
 const SLOTS: u16 = 4096;

@@ -3,6 +3,7 @@
 //! Nothing here reads a clock or does I/O. Units are in the names: [`Nanos`] counts nanoseconds, a
 //! [`Position`] counts entries of one slot's log, an [`Ordinal`] counts outputs of one slot.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::{Add, Sub};
@@ -78,7 +79,7 @@ pub struct Now {
 }
 
 /// A node of the cluster, 1 to [`NodeId::MAX`].
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct NodeId(pub u16);
 
 impl NodeId {
@@ -93,7 +94,7 @@ impl fmt::Display for NodeId {
 }
 
 /// A set of nodes.
-#[derive(Copy, Clone, PartialEq, Eq, Debug, Default, Hash)]
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default, Hash, Serialize, Deserialize)]
 pub struct NodeSet(pub u64);
 
 impl NodeSet {
@@ -126,7 +127,7 @@ impl NodeSet {
 }
 
 /// A physical machine, as an index into the cluster map's host names.
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct HostId(pub u16);
 
 /// One replicated log: hash(call id) mod SLOTS.
@@ -134,7 +135,7 @@ pub struct HostId(pub u16);
 pub struct Slot(pub u16);
 
 /// Grows by one each time a service address changes owner. 0: none yet.
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Term(pub u32);
 
 /// The place of an entry in its slot's log; the first is 1, 0 means "none yet".
@@ -168,7 +169,7 @@ pub struct Cursor {
 }
 
 /// One life of a node's engine; never used twice by a node, and a later life has a higher one.
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Boot(pub u64);
 
 /// A member's identity: state is only ever trusted from the same incarnation that acked it.

@@ -200,10 +200,35 @@ fn check_together(settings: &mut Settings, values: &[Value], errors: &mut Vec<Se
     } else if settings.nodes.get(settings.owner).is_none() {
         refuse("OWNER", "not in TANDEM_NODES");
     }
+    if let Some(stranger) = settings.witness.iter().find(|id| settings.nodes.get(**id).is_none()) {
+        refuse("WITNESS", &format!("node {} is not in TANDEM_NODES", stranger.0));
+    } else if settings.witness.contains(&settings.owner) {
+        refuse(
+            "WITNESS",
+            &format!("node {} is to hold the service addresses (TANDEM_OWNER)", settings.owner.0),
+        );
+    }
+    if settings.voters.is_empty() {
+        settings.voters = voters(settings);
+    } else if let Some(stranger) = settings.voters.iter().find(|id| settings.nodes.get(**id).is_none()) {
+        refuse("VOTERS", &format!("node {} is not in TANDEM_NODES", stranger.0));
+    } else if settings.voters.len() == 2 || settings.voters.len() > 5 {
+        refuse("VOTERS", "two voters stop when one of them does, and more than five gain nothing");
+    }
+    if settings.lease.0 < settings.beat.0.saturating_mul(5) {
+        refuse("LEASE", "less than five times TANDEM_BEAT: every late beat would end it");
+    }
+    if settings.dead_after.0 <= settings.lease.0 + settings.lease.0 / 50 {
+        refuse("DEAD_AFTER", "not more than TANDEM_LEASE: the lease must have run out by then");
+    }
+    if settings.evict_after <= settings.dead_after {
+        refuse("EVICT_AFTER", "not more than TANDEM_DEAD_AFTER");
+    }
     if settings.commit > settings.r {
         refuse("COMMIT", &format!("more than TANDEM_R, which is {}", settings.r));
     }
-    settings.r = settings.r.min(settings.nodes.count());
+    settings.r =
+        settings.r.min(settings.nodes.count() - settings.witness.len().min(settings.nodes.count() - 1));
     settings.commit = if settings.commit == 0 { settings.r / 2 + 1 } else { settings.commit.min(settings.r) };
     if settings.suspect_after.0 < settings.beat.0.saturating_mul(2) {
         refuse("SUSPECT_AFTER", "less than twice TANDEM_BEAT: every late beat would look like a death");
@@ -228,6 +253,29 @@ fn check_together(settings: &mut Settings, values: &[Value], errors: &mut Vec<Se
             node.id.0, node.address
         )));
     }
+}
+
+/// The voters if nobody named any. Two would stop when one does, so of two nodes one votes alone.
+fn voters(settings: &Settings) -> Vec<NodeId> {
+    let nodes: Vec<_> = settings.nodes.iter().collect();
+    if nodes.len() < 3 {
+        return nodes.iter().take(1).map(|node| node.id).collect();
+    }
+    // Witnesses vote before all others: it is what they are there for.
+    let mut voters: Vec<NodeId> = settings.witness.iter().copied().take(1).collect();
+    let mut hosts: Vec<&str> =
+        voters.iter().filter_map(|id| Some(settings.nodes.get(*id)?.host.as_str())).collect();
+    for new_hosts in [true, false] {
+        for node in &nodes {
+            let new = !hosts.contains(&node.host.as_str());
+            if voters.len() < 3 && !voters.contains(&node.id) && new == new_hosts {
+                voters.push(node.id);
+                hosts.push(&node.host);
+            }
+        }
+    }
+    voters.sort_unstable();
+    voters
 }
 
 fn is_loopback(ip: IpAddr) -> bool {

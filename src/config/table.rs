@@ -2,7 +2,8 @@
 //! checks, `tandem config` and the agreement between nodes are made.
 
 use super::values::{
-    App, Auto, ByteSize, Fanout, KeyRule, Nodes, Pin, Show, Why, endpoints, number, path, size, time,
+    App, Auto, ByteSize, Fanout, KeyRule, Lossy, Nodes, Pin, Show, Vip, Why, endpoints, ids, number, path,
+    size, time,
 };
 use crate::types::{Nanos, NodeId};
 use crate::wire::seal::ClusterKey;
@@ -137,6 +138,28 @@ settings! {
         "200us to 60s, at least twice TANDEM_BEAT";
         "after how much silence a node is suspected and masterships move; the floor of an adaptive time"
 
+    "VOTERS" voters: Vec<NodeId> = "", Cluster, ids;
+        "1 to 5 ids of TANDEM_NODES but not 2, comma between them; nothing: of one or two nodes the lowest, of more the lowest three on as many hosts as there are";
+        "the nodes that agree on who lives and who owns what; they never change"
+
+    "WITNESS" witness: Vec<NodeId> = "", Cluster, ids;
+        "ids of TANDEM_NODES, comma between them"; "nodes that only vote: the third machine of a site with two hosts"
+
+    "LEASE" lease: Nanos = "10ms", Cluster, |t| time(t, Nanos::from_millis(2)..=Nanos::from_secs(60));
+        "2ms to 60s, at least five times TANDEM_BEAT"; "how long an owner may release replies after a majority of the voters heard it"
+
+    "DEAD_AFTER" dead_after: Nanos = "15ms", Cluster, |t| time(t, Nanos::from_millis(3)..=Nanos::from_secs(600));
+        "3ms to 600s, more than TANDEM_LEASE"; "after how much silence the voters take an owner's service addresses away, or drop a member nobody can commit without"
+
+    "EVICT_AFTER" evict_after: Nanos = "10s", Cluster, |t| time(t, Nanos::from_millis(50)..=Nanos::from_secs(86_400));
+        "50ms to 24h, more than TANDEM_DEAD_AFTER"; "after how much silence a node's slots get another member"
+
+    "LOSSY" lossy: Lossy = "go", Cluster, str::parse;
+        "go or stop"; "what happens when every holder of a commit set has died at once: go on with the best log left, counted and logged, or stop those slots"
+
+    "RESYNC_MBPS" resync_mbps: u32 = "200", Node, |t| number(t, 0..=100_000);
+        "0 to 100000; 0: as fast as it goes"; "how many MB a second a node takes in while it catches up"
+
     "HEDGE_AFTER" hedge_after: Nanos = "1ms", Node, |t| time(t, Nanos::from_micros(50)..=Nanos::from_secs(60));
         "50us to 60s";
         "how late a master's replies may be before another member is asked too; the floor of an adaptive time"
@@ -165,6 +188,12 @@ settings! {
     "MULTICAST_GROUP" multicast_group: SocketAddrV4 = "239.77.0.0:7099", Cluster, multicast_group;
         "the first IPv4 multicast address, ending in .0.0, and a port: IP:PORT";
         "where the groups of the member sets begin (TANDEM_FANOUT=multicast)"
+
+    "VIP" vip: Vip = "auto", Node, str::parse;
+        "auto or manual"; "whether this node adds the service addresses it holds to its interface, announces them and removes them; manual, and on loopback: they are routed here already"
+
+    "ON_ADDRESS" on_address: String = "", Node, |t| Ok(t.to_owned());
+        "a command for sh -c"; "run when this node gains or loses a service address, with `gained` or `lost`, the address and the term as arguments"
 
     "RCVBUF" rcvbuf: ByteSize = "8M", Node, |t| size(t, 4 << 10..=1 << 30);
         "4K to 1G"; "the receive buffer of each socket"

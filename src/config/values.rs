@@ -218,6 +218,26 @@ pub(super) fn endpoints(text: &str) -> Result<Vec<SocketAddr>, Why> {
     Ok(endpoints)
 }
 
+/// Reads node ids: comma between them, each once; nothing is none.
+pub(super) fn ids(text: &str) -> Result<Vec<NodeId>, Why> {
+    let mut ids = Vec::new();
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let id = NodeId(number(item, 1..=62).map_err(|why| format!("\"{item}\" is {why}"))?);
+        if ids.contains(&id) {
+            return Err(format!("node {} is there twice", id.0));
+        }
+        ids.push(id);
+    }
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+impl Show for Vec<NodeId> {
+    fn show(&self) -> String {
+        self.iter().map(|id| id.0.to_string()).collect::<Vec<_>>().join(",")
+    }
+}
+
 impl Show for Vec<SocketAddr> {
     fn show(&self) -> String {
         self.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",")
@@ -317,6 +337,26 @@ words! {
         Unicast = "unicast",
         /// One IP multicast datagram a member set.
         Multicast = "multicast",
+    }
+}
+
+words! {
+    /// Who puts the service addresses on this machine.
+    Vip {
+        /// This node: on its interface, with an announcement.
+        Auto = "auto",
+        /// Somebody else: they are routed here.
+        Manual = "manual",
+    }
+}
+
+words! {
+    /// What happens to slots of which every holder of a commit set has died.
+    Lossy {
+        /// They go on with the best log left.
+        Go = "go",
+        /// They stand still until one of the holders is back.
+        Stop = "stop",
     }
 }
 

@@ -19,6 +19,7 @@ pub mod control;
 mod flush;
 mod lane;
 mod machine;
+pub mod report;
 pub mod shard;
 pub mod stats;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod tests;
 mod timers;
 
 pub use flush::SlotDigest;
+pub use report::ShardReport;
 pub use shard::{Shard, ShardConfig};
 pub use stats::{DropReason, ShardStats};
 

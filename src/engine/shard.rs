@@ -9,7 +9,7 @@ use crate::app::table::{CallTable, TableLimits};
 use crate::app::{CallApp, Inbound};
 use crate::proto::Safeguards;
 use crate::proto::clock::LogicalClock;
-use crate::proto::map::ClusterMap;
+use crate::proto::fixed_map::ClusterMap;
 use crate::proto::member::{Member, Refused};
 use crate::proto::owner::{Owner, OwnerConfig, Stale};
 use crate::proto::rtt::Rtt;

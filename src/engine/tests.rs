@@ -4,7 +4,7 @@ use super::{DropReason, Outbox, Shard, ShardConfig};
 use crate::app::table::TableLimits;
 use crate::app::{BadSnapshot, CallApp, Context, Inbound, TimerId, Unclassified};
 use crate::proto::Safeguards;
-use crate::proto::map::{ClusterMap, MapNode};
+use crate::proto::fixed_map::{ClusterMap, MapNode};
 use crate::types::{Boot, CallKey, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
 use std::sync::Arc;
 

@@ -30,7 +30,7 @@ use crate::config::{App, Auto, Fanout, Pin, Settings, Show};
 use crate::engine::control::{Control, ControlConfig};
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
-use crate::proto::map::{ClusterMap, MapError, MapNode};
+use crate::proto::fixed_map::{ClusterMap, MapError, MapNode};
 use crate::types::{Boot, HostId, LocalId, Nanos, NodeId, NodeSet, Slot};
 use crate::wire::datagram::OVERHEAD;
 use crate::wire::seal::{Opener, Sealer};

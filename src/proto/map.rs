@@ -1,51 +1,145 @@
-//! The cluster map: nodes and their hosts, the owner and term of each service address, the members of each
-//! slot. Versioned, so that a newer one can replace it; this version is made once from the settings.
+//! The cluster map: nodes and their lives, owner and term of each service address, members of each slot.
+//!
+//! The voters agree on a sequence of maps, each made from the one before; every node applies them in order. Slots are
+//! placed by **group** (a group is a member set that many slots share, as in copysets), so that a map is a few
+//! kilobytes however many slots and calls there are.
+//!
+//! A group remembers its **past** member sets until every owner has confirmed that all it recovered or released is
+//! held by a commit set of the present one: a new owner has to seal all of them.
 
-use crate::types::{HostId, LocalId, NodeId, Slot, Term};
+use crate::types::{Boot, HostId, LocalId, NodeId, Slot, Term};
+use serde::{Deserialize, Serialize};
+
+/// The most groups a map has: one bit each in a [`GroupSet`].
+pub const MAX_GROUPS: usize = 64;
+/// The most past member sets a group may have; until some are confirmed it is not changed again.
+pub const MAX_PAST: usize = 6;
+/// The most members and learners a group may have.
+pub const MAX_MEMBERS: usize = 8;
+
+/// A set of groups, one bit each.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default, Hash, Serialize, Deserialize)]
+pub struct GroupSet(pub u64);
+
+impl GroupSet {
+    /// Every group there can be.
+    pub const ALL: GroupSet = GroupSet(u64::MAX);
+
+    /// Whether group `index` is in the set.
+    pub fn contains(self, index: usize) -> bool {
+        index < MAX_GROUPS && self.0 >> index & 1 == 1
+    }
+
+    /// Adds group `index`.
+    pub fn insert(&mut self, index: usize) {
+        self.0 |= 1 << index;
+    }
+
+    /// Takes group `index` out.
+    pub fn remove(&mut self, index: usize) {
+        self.0 &= !(1 << index);
+    }
+
+    /// The groups in the set, lowest first.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..MAX_GROUPS).filter(move |group| self.contains(*group))
+    }
+}
+
+/// What a node is to the cluster.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum NodeState {
+    /// It has never joined, or the life in the map has ended.
+    Gone,
+    /// Its life in the map counts.
+    Live,
+    /// It hands over what it has and then leaves.
+    Draining,
+}
 
 /// One node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapNode {
     /// Its id.
     pub id: NodeId,
     /// The physical machine it runs on.
     pub host: HostId,
+    /// Its newest life that the cluster has agreed on; zero before the first.
+    pub boot: Boot,
+    /// What it is in that life.
+    pub state: NodeState,
+    /// Voter only: it holds no slots and no service address.
+    pub witness: bool,
+    /// For a voter, what its vote file was born with; a voter that says otherwise has lost its disk. Zero: no voter.
+    pub birth: u64,
 }
 
-/// A member of a slot, with the join version that is part of its incarnation.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+/// A member of a group: the identity that acks are counted for.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapMember {
     /// The node.
     pub node: NodeId,
     /// Its host.
     pub host: HostId,
-    /// The map version that made it a member.
+    /// Its life.
+    pub boot: Boot,
+    /// The map version that made it a learner of the group, or a member at once.
     pub join: u32,
 }
 
-/// A versioned cluster map.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Slots that share their members.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// The members, the one that should be master first.
+    pub members: Vec<MapMember>,
+    /// Nodes that catch up on the group's slots and count for nothing yet.
+    pub learners: Vec<MapMember>,
+    /// Earlier member sets that have not been confirmed out of use, oldest first.
+    pub past: Vec<Vec<MapMember>>,
+}
+
+/// A service address: who holds it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapAddress {
+    /// The node that sequences its slots.
+    pub owner: NodeId,
+    /// Its life.
+    pub boot: Boot,
+    /// Grows by one with each change of owner.
+    pub term: Term,
+}
+
+/// A versioned cluster map. Version 0 is no map: nobody owns anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterMap {
-    /// Grows with every change.
+    /// Grows by one with every change.
     pub version: u32,
     /// How many slots there are.
     pub slots: u16,
+    /// How many shards every node has.
+    pub shards: u16,
+    /// Members a slot should have.
+    pub replicas: u8,
+    /// Members that must ack an entry before its replies are released; never more than a group's members.
+    pub commit: u8,
+    /// The level of the applications that every node supports; raised only when all do.
+    pub app_level: u16,
+    /// Failovers in which no complete commit set was left, so far.
+    pub lossy: u32,
     /// The nodes, by ascending id.
     pub nodes: Vec<MapNode>,
-    /// Owner and term of each service address; slot mod number of addresses picks the address.
-    pub addresses: Vec<(NodeId, Term)>,
+    /// The service addresses; slot mod their number picks a slot's.
+    pub addresses: Vec<MapAddress>,
     /// Which service address each service endpoint belongs to.
     pub endpoints: Vec<u16>,
-    /// Members a slot has.
-    pub replicas: usize,
-    /// Members that must ack an entry before its replies are released.
-    pub commit: usize,
+    /// The groups; see [`ClusterMap::group_of`].
+    pub groups: Vec<Group>,
 }
 
 /// A cluster map that cannot work.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
-    /// No nodes, or none that could own the address.
+    /// The owner is not a node.
     #[error("node {0} is to own a service address but is not one of TANDEM_NODES")]
     UnknownOwner(u16),
     /// COMMIT is more than the members a slot has.
@@ -58,121 +152,171 @@ pub enum MapError {
     },
 }
 
-impl ClusterMap {
-    /// A map that never changes: one service address held by `owner`, every slot on the first
-    /// `replicas` nodes counted from a place that depends on the slot. `commit` 0 means a majority.
-    pub fn fixed(
-        slots: u16,
+/// What all maps of a cluster have in common: its settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapShape {
+    /// How many slots there are.
+    pub slots: u16,
+    /// How many shards every node has.
+    pub shards: u16,
+    /// Members a slot should have.
+    pub replicas: u8,
+    /// Members that must ack an entry.
+    pub commit: u8,
+    /// Which service address each service endpoint belongs to: addresses are numbered without gaps.
+    pub endpoints: Vec<u16>,
+    /// The node that should hold the service addresses at first.
+    pub owner: NodeId,
+    /// Every node that may ever join, by ascending id; lives and births are filled in by the agreed maps.
+    pub nodes: Vec<MapNode>,
+}
+
+impl MapShape {
+    /// Checks what the settings say. `commit` 0 means a majority of the members a slot can have.
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    pub fn new(
+        (slots, shards): (u16, u16),
         mut nodes: Vec<MapNode>,
         owner: NodeId,
-        endpoints: usize,
+        endpoints: Vec<u16>,
         replicas: usize,
         commit: usize,
-    ) -> Result<ClusterMap, MapError> {
+    ) -> Result<MapShape, MapError> {
         nodes.sort_by_key(|n| n.id);
-        if !nodes.iter().any(|n| n.id == owner) {
+        let hosts_slots = || nodes.iter().filter(|n| !n.witness);
+        if !hosts_slots().any(|n| n.id == owner) {
             return Err(MapError::UnknownOwner(owner.0));
         }
-        let replicas = replicas.clamp(1, nodes.len());
-        let commit = if commit == 0 { replicas / 2 + 1 } else { commit };
-        if commit > replicas {
-            return Err(MapError::CommitTooHigh { commit, replicas });
+        let commit_most = replicas.clamp(1, MAX_MEMBERS);
+        let replicas = replicas.clamp(1, hosts_slots().count());
+        let majority = replicas / 2 + 1;
+        let commit = if commit == 0 { majority } else { commit };
+        if commit > commit_most {
+            return Err(MapError::CommitTooHigh { commit, replicas: commit_most });
         }
-        let endpoints = vec![0; endpoints];
-        let addresses = vec![(owner, Term(1))];
-        Ok(ClusterMap { version: 1, slots, nodes, addresses, endpoints, replicas, commit })
+        let (replicas, commit) = (replicas as u8, commit.min(replicas) as u8);
+        Ok(MapShape { slots, shards: shards.max(1), replicas, commit, endpoints, owner, nodes })
     }
 
-    /// The owner and term of the service address that carries `slot`.
-    pub fn owner(&self, slot: Slot) -> (NodeId, Term) {
-        self.addresses[usize::from(slot.0) % self.addresses.len()]
+    /// How many service addresses there are.
+    pub fn addresses(&self) -> usize {
+        self.endpoints.iter().map(|a| usize::from(*a) + 1).max().unwrap_or(1)
     }
 
-    /// The members of `slot`, the one that should be master first. They stand on at least two hosts
-    /// whenever the nodes do.
-    pub fn members(&self, slot: Slot, shards: u16) -> Vec<MapMember> {
-        let count = self.nodes.len();
-        let turn = usize::from(slot.0 / shards.max(1));
-        // Every other round of the ring runs backwards, so that a node's masterships fall to both neighbours.
-        let step = if (turn / count).is_multiple_of(2) { 1 } else { count - 1 };
-        let ring = (0..count).map(|n| &self.nodes[(turn + n * step) % count]);
-        let mut picked: Vec<&MapNode> = ring.clone().take(self.replicas).collect();
-        let other = ring.clone().find(|n| n.host != picked[0].host);
-        if let Some(other) =
-            other.filter(|_| self.replicas > 1 && picked.iter().all(|n| n.host == picked[0].host))
-        {
-            picked.pop();
-            picked.push(other);
+    /// How many groups the slots are placed by.
+    pub fn groups(&self) -> usize {
+        usize::from(self.slots / self.shards).clamp(1, MAX_GROUPS)
+    }
+
+    /// Version 0: nobody has joined.
+    pub fn empty_map(&self) -> ClusterMap {
+        let nobody = MapAddress { owner: NodeId(0), boot: Boot(0), term: Term(0) };
+        ClusterMap {
+            version: 0,
+            slots: self.slots,
+            shards: self.shards,
+            replicas: self.replicas,
+            commit: self.commit,
+            app_level: 1,
+            lossy: 0,
+            nodes: self.nodes.clone(),
+            addresses: vec![nobody; self.addresses()],
+            endpoints: self.endpoints.clone(),
+            groups: vec![Group::default(); self.groups()],
         }
-        picked.iter().map(|n| MapMember { node: n.id, host: n.host, join: 1 }).collect()
+    }
+}
+
+impl Group {
+    /// Every member set a new owner has to seal: the present one, then the past ones.
+    pub fn configurations(&self) -> impl Iterator<Item = &[MapMember]> {
+        std::iter::once(self.members.as_slice()).chain(self.past.iter().map(Vec::as_slice))
     }
 
-    /// The host of `node`.
-    pub fn host(&self, node: NodeId) -> Option<HostId> {
-        self.nodes.iter().find(|n| n.id == node).map(|n| n.host)
+    /// The member that is `node`.
+    pub fn member(&self, node: NodeId) -> Option<&MapMember> {
+        self.members.iter().find(|m| m.node == node)
+    }
+
+    /// The learner that is `node`.
+    pub fn learner(&self, node: NodeId) -> Option<&MapMember> {
+        self.learners.iter().find(|m| m.node == node)
+    }
+}
+
+/// Whether `some`, out of the member set `all`, are enough on enough hosts: `commit` of them (all, if there are not so
+/// many), on two hosts whenever `all` are. `spanning`: whether hosts count.
+pub fn is_commit_set(
+    all: &[MapMember],
+    commit: usize,
+    spanning: bool,
+    some: impl Fn(&MapMember) -> bool,
+) -> bool {
+    let mut picked = all.iter().filter(|m| some(m));
+    let Some(first) = picked.clone().next() else { return false };
+    let spans = all.iter().all(|m| m.host == all[0].host) || picked.any(|m| m.host != first.host);
+    (spans || !spanning) && all.iter().filter(|m| some(m)).count() >= commit.min(all.len())
+}
+
+impl ClusterMap {
+    /// The number of the service address that carries `slot`.
+    pub fn address_of(&self, slot: Slot) -> usize {
+        usize::from(slot.0) % self.addresses.len()
+    }
+
+    /// The service address that carries `slot`.
+    pub fn owner(&self, slot: Slot) -> &MapAddress {
+        &self.addresses[self.address_of(slot)]
+    }
+
+    /// The group of `slot`: every shard has slots of every group.
+    pub fn group_of(&self, slot: Slot) -> usize {
+        usize::from(slot.0 / self.shards) % self.groups.len()
+    }
+
+    /// The group of `slot`.
+    pub fn group(&self, slot: Slot) -> &Group {
+        &self.groups[self.group_of(slot)]
+    }
+
+    /// The node, if the map has it.
+    pub fn node(&self, id: NodeId) -> Option<&MapNode> {
+        self.nodes.iter().find(|n| n.id == id)
+    }
+
+    /// Whether `node` counts in this life of it.
+    pub fn is_live(&self, node: NodeId, boot: Boot) -> bool {
+        self.node(node).is_some_and(|n| n.boot == boot && n.state != NodeState::Gone)
+    }
+
+    /// Whether `node`, in this life, holds service address `address`.
+    pub fn owns(&self, address: usize, node: NodeId, boot: Boot) -> bool {
+        self.addresses.get(address).is_some_and(|a| a.owner == node && a.boot == boot)
     }
 
     /// The service endpoint `local` exists.
     pub fn has_endpoint(&self, local: LocalId) -> bool {
         usize::from(local.0) < self.endpoints.len()
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn nodes(hosts: &[u16]) -> Vec<MapNode> {
-        let node = |(n, host): (usize, &u16)| MapNode { id: NodeId(n as u16 + 1), host: HostId(*host) };
-        hosts.iter().enumerate().map(node).collect()
-    }
-
-    #[test]
-    fn masterships_are_spread_over_all_nodes_on_every_shard() {
-        let map = ClusterMap::fixed(4096, nodes(&[1, 2, 3]), NodeId(1), 1, 3, 0).unwrap();
-        for shards in [1, 2, 3, 8] {
-            for shard in 0..shards {
-                let mut of = [0; 4];
-                for slot in (shard..4096).step_by(usize::from(shards)) {
-                    of[usize::from(map.members(Slot(slot), shards)[0].node.0)] += 1;
-                }
-                assert!(of[1..].iter().all(|n| *n > 4096 / i32::from(shards) / 3 - 2), "{of:?}");
-            }
-        }
-        assert_eq!((map.replicas, map.commit), (3, 2));
-    }
-
-    #[test]
-    fn the_masterships_of_a_dead_node_fall_to_all_the_others() {
-        let map = ClusterMap::fixed(4096, nodes(&[1, 2, 3]), NodeId(1), 1, 3, 0).unwrap();
-        let mut heirs = [0; 4];
-        for members in (0..4096).map(|slot| map.members(Slot(slot), 1)).filter(|m| m[0].node == NodeId(3)) {
-            heirs[usize::from(members[1].node.0)] += 1;
-        }
-        assert!(heirs[1] > 600 && heirs[2] > 600, "{heirs:?}");
-    }
-
-    #[test]
-    fn members_span_two_hosts_whenever_the_nodes_do() {
-        for hosts in [&[1, 1, 2][..], &[1, 1, 1, 2], &[1, 2, 2, 2, 2], &[3, 3, 3, 3, 1, 1]] {
-            for replicas in 2..=hosts.len().min(4) {
-                let map = ClusterMap::fixed(64, nodes(hosts), NodeId(1), 1, replicas, 0).unwrap();
-                for slot in 0..64 {
-                    let members = map.members(Slot(slot), 1);
-                    assert_eq!(members.len(), replicas);
-                    assert!(members.iter().any(|m| m.host != members[0].host));
-                    let ids: std::collections::BTreeSet<_> = members.iter().map(|m| m.node).collect();
-                    assert_eq!(ids.len(), replicas);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn impossible_maps_are_refused() {
-        let fixed = |owner, commit| ClusterMap::fixed(8, nodes(&[1, 2]), NodeId(owner), 1, 3, commit);
-        assert_eq!(fixed(9, 0), Err(MapError::UnknownOwner(9)));
-        assert_eq!(fixed(1, 3), Err(MapError::CommitTooHigh { commit: 3, replicas: 2 }));
-        assert_eq!(fixed(1, 0).map(|m| (m.replicas, m.commit)), Ok((2, 2)));
+    /// Whether the map can be used with this shape without an index out of range: checked for maps of other nodes.
+    pub fn fits(&self, shape: &MapShape) -> bool {
+        let known = |m: &MapMember| shape.nodes.iter().any(|n| n.id == m.node);
+        let group = |g: &Group| {
+            g.past.len() <= MAX_PAST
+                && g.configurations().chain([g.learners.as_slice()]).all(|set| {
+                    set.len() <= MAX_MEMBERS
+                        && set.iter().all(known)
+                        && (1..set.len()).all(|i| set[..i].iter().all(|m| m.node != set[i].node))
+                })
+        };
+        (self.slots, self.shards, self.commit) == (shape.slots, shape.shards, shape.commit)
+            && self.endpoints == shape.endpoints
+            && self.addresses.len() == shape.addresses()
+            && self.groups.len() == shape.groups()
+            && self.nodes.len() <= usize::from(NodeId::MAX)
+            && self.groups.iter().all(group)
     }
 }

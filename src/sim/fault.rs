@@ -1,6 +1,6 @@
 //! What a world is and what goes wrong in it, all drawn from its seed before it starts.
 
-use crate::proto::map::{ClusterMap, MapNode};
+use crate::proto::fixed_map::{ClusterMap, MapNode};
 use crate::sim::net::{LinkBase, LinkEffect, LinkFault};
 use crate::sim::rng::Rng;
 use crate::types::{HostId, Nanos, NodeId, NodeSet, Slot};

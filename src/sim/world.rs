@@ -14,7 +14,7 @@ use crate::app::CallApp;
 use crate::app::table::TableLimits;
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
-use crate::proto::map::ClusterMap;
+use crate::proto::fixed_map::ClusterMap;
 use crate::sim::checker::{Checker, Release};
 use crate::sim::coverage::Coverage;
 use crate::sim::fault::{HEALED, Load, OWNER, Scenario};

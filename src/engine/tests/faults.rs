@@ -2,7 +2,7 @@
 
 use super::{Cluster, Sent};
 use crate::engine::DropReason;
-use crate::proto::map::{ClusterMap, MapNode};
+use crate::proto::fixed_map::{ClusterMap, MapNode};
 use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet};
 use std::collections::VecDeque;
 use std::sync::Arc;

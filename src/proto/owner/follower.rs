@@ -1,7 +1,7 @@
 //! What a slot's owner knows of one member, and the frames it writes for it.
 
 use super::Owner;
-use crate::proto::map::MapMember;
+use crate::proto::fixed_map::MapMember;
 use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet, Position};
 use crate::wire::frame::{self, FRAME_HEADER_LEN, Frame};
 

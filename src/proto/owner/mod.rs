@@ -11,7 +11,7 @@ pub mod follower;
 pub mod repair;
 
 use super::Safeguards;
-use super::map::MapMember;
+use super::fixed_map::MapMember;
 use super::record_log::RecordLog;
 use crate::types::{Boot, Cursor, Endpoint, LocalId, Nanos, NodeId, Ordinal, Position, Slot, Term};
 use crate::wire::frame;
