@@ -54,6 +54,7 @@ impl<A: CallApp> Shard<A> {
             self.write_groups(now);
             self.groups.iter_mut().for_each(|(set, packer)| packer.drain(|d| out.multicast(*set, d)));
         }
+        self.release(now, out);
         for lane in self.remote_lanes() {
             let lane_is_open = open.contains(self.lanes[lane].node);
             if !self.lanes[lane].dirty.is_empty() && lane_is_open && self.write_fan_out(now, lane) {
@@ -66,7 +67,6 @@ impl<A: CallApp> Shard<A> {
             }
             self.lanes[lane].send(out);
         }
-        self.release(now, out);
         self.next = self.wake_at(now);
     }
 

@@ -178,9 +178,9 @@ impl<A: CallApp> Shard<A> {
         let source = Endpoint { ip: forward.ip, port: forward.port.get() };
         let packet = Inbound { source, local: LocalId(forward.local.get()), payload };
         let slot = key.slot(self.map.slots);
-        let mine = self.index(slot.0).is_some_and(|i| {
-            self.slots[i].owner.is_some() || self.slots[i].recovery.is_some()
-        });
+        let mine = self
+            .index(slot.0)
+            .is_some_and(|i| self.slots[i].owner.is_some() || self.slots[i].recovery.is_some());
         if !mine || !self.map.has_endpoint(packet.local) {
             self.counts.drop(DropReason::NotOwner);
             return;
@@ -297,8 +297,7 @@ impl<A: CallApp> Shard<A> {
     /// Another owner's reply is to leave from here: once, in its order, and only from an address held here.
     pub(super) fn on_deliver(&mut self, lane: usize, deliver: &frame::Deliver, payload: &[u8]) {
         let local = LocalId(deliver.local.get());
-        let ack =
-            frame::DeliverAck { slot: deliver.slot, term: deliver.term, ordinal: deliver.ordinal };
+        let ack = frame::DeliverAck { slot: deliver.slot, term: deliver.term, ordinal: deliver.ordinal };
         let held = self.map.has_endpoint(local) && self.holder(local).is_none();
         if !held || self.index(deliver.slot.get()).is_none() {
             self.counts.deliveries_refused += 1;

@@ -6,7 +6,7 @@ use crate::proto::map::GroupSet;
 use crate::types::{Nanos, NodeId, Now};
 
 /// How often the slots are looked at while something is going on, and otherwise.
-const LOOK_EVERY: Nanos = Nanos::from_millis(2);
+const LOOK_EVERY: Nanos = Nanos::from_millis(5);
 const LOOK_AT_REST: Nanos = Nanos::from_millis(100);
 
 /// How things stand at one shard, under one map version. Reports of all shards of a node are put together: a group is
@@ -70,7 +70,8 @@ impl<A: CallApp> Shard<A> {
         let report = self.make_report(now);
         let groups = &self.map.groups;
         let unsettled = groups.iter().any(|g| !g.past.is_empty() || !g.learners.is_empty());
-        let trouble = report.recovering > 0 || report.blocked != GroupSet::default() || !report.lost.is_empty();
+        let trouble =
+            report.recovering > 0 || report.blocked != GroupSet::default() || !report.lost.is_empty();
         let alone = self.lanes.iter().enumerate().any(|(l, lane)| l != self.local && !lane.trusted());
         let busy = self.map.version > 0 && (unsettled || trouble || alone && report.waiting > 0);
         self.standing.look_at = match () {

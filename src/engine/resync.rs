@@ -151,7 +151,8 @@ impl<A: CallApp> Shard<A> {
         let slot = self.slot_at(self.resync.pulling[n].index);
         let Resync { pulling, credit, .. } = &mut self.resync;
         let pulling = &mut pulling[n];
-        let left = if pulling.total > 0 { pulling.total - pulling.asked.min(pulling.total) } else { PULL_ROOM };
+        let left =
+            if pulling.total > 0 { pulling.total - pulling.asked.min(pulling.total) } else { PULL_ROOM };
         let mut room = left.min(PULL_ROOM);
         if self.config.resync_rate > 0 {
             room = room.min(u32::try_from(*credit).unwrap_or(u32::MAX));

@@ -5,12 +5,12 @@
 
 use super::lane::{Lane, Packer};
 use super::machine::SlotMachine;
-use super::stats::{DropReason, ShardStats};
-use crate::app::table::{CallTable, TableLimits};
-use crate::app::{CallApp, Inbound};
 use super::relay::{Delivering, Sent, Waiting};
 use super::report::{ShardReport, Standing};
 use super::resync::Resync;
+use super::stats::{DropReason, ShardStats};
+use crate::app::table::{CallTable, TableLimits};
+use crate::app::{CallApp, Inbound};
 use crate::proto::Safeguards;
 use crate::proto::clock::LogicalClock;
 use crate::proto::map::ClusterMap;
@@ -278,8 +278,9 @@ impl<A: CallApp> Shard<A> {
     pub(super) fn append(&mut self, now: Now, index: usize, kind: EntryKind<'_>) -> Result<(), ()> {
         let time = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
         let before = self.retained;
-        let appended =
-            self.changing(index, |owner, _, _| owner.append(now.mono, Entry { time, term: Term(0), kind }).is_ok());
+        let appended = self.changing(index, |owner, _, _| {
+            owner.append(now.mono, Entry { time, term: Term(0), kind }).is_ok()
+        });
         if appended != Some(true) {
             return Err(());
         }

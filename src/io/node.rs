@@ -31,7 +31,7 @@ use crate::engine::control::{Control, ControlConfig};
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
 use crate::proto::map::{ClusterMap, MapError, MapNode, MapShape, NodeState};
-use crate::types::{Boot, HostId, LocalId, Nanos, NodeId, NodeSet };
+use crate::types::{Boot, HostId, LocalId, Nanos, NodeId, NodeSet};
 use crate::wire::datagram::OVERHEAD;
 use crate::wire::seal::{Opener, Sealer};
 

@@ -73,15 +73,23 @@ pub fn describe(bytes: &[u8]) -> String {
                 write!(words, " out(s{} first {} {} B)", o.slot, o.first, rest.len())
             }
             Ok(Frame::Emit(e)) => write!(words, " emit(s{} first {})", e.slot, e.first),
-            Ok(Frame::Start(s)) => write!(words, " start(s{} t{} tail {} flags {})", s.slot, s.term, s.tail, s.flags),
+            Ok(Frame::Start(s)) => {
+                write!(words, " start(s{} t{} tail {} flags {})", s.slot, s.term, s.tail, s.flags)
+            }
             Ok(Frame::Bundle(n)) => write!(words, " bundle {n}"),
             Ok(Frame::Echo(n)) => write!(words, " echo {n}"),
             Ok(Frame::Seal(s)) => write!(words, " seal(a{} s{} t{})", s.address, s.slot, s.term),
             Ok(Frame::Sealed(s)) => {
-                write!(words, " sealed(s{} t{} last t{} {}..{})", s.slot, s.term, s.last_term, s.first, s.held)
+                write!(
+                    words,
+                    " sealed(s{} t{} last t{} {}..{})",
+                    s.slot, s.term, s.last_term, s.first, s.held
+                )
             }
             Ok(Frame::Fetch(f)) => write!(words, " fetch(s{} t{} from {})", f.slot, f.term, f.from),
-            Ok(Frame::Fetched(f, _)) => write!(words, " fetched(s{} t{} {}+{})", f.slot, f.term, f.first, f.count),
+            Ok(Frame::Fetched(f, _)) => {
+                write!(words, " fetched(s{} t{} {}+{})", f.slot, f.term, f.first, f.count)
+            }
             Ok(Frame::Forward(_, bytes)) => write!(words, " forward({} B)", bytes.len()),
             Ok(Frame::Deliver(d, _)) => {
                 write!(words, " deliver(s{} t{} {} after {})", d.slot, d.term, d.ordinal, d.previous)

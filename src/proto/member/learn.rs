@@ -92,7 +92,8 @@ impl Member {
 
     /// Where its own snapshot stands; none while it is none to copy from.
     pub fn snapshot_head(&self) -> Option<SnapshotHead> {
-        let whole = !self.learning && !self.lost && self.executed == self.held() && self.promised == self.term;
+        let whole =
+            !self.learning && !self.lost && self.executed == self.held() && self.promised == self.term;
         whole.then_some(SnapshotHead {
             term: self.term,
             position: self.executed,

@@ -118,7 +118,8 @@ impl Owner {
     /// long the asking took, so it is no sample; when the master's own comes after all, that is one.
     pub(super) fn update_answered(&mut self, now: Nanos, by_master: bool) {
         let taken = self.outputs.next();
-        let answered = self.followers.iter().filter(|f| f.acked(Position(0)) && f.outputs <= taken).map(|f| f.executed);
+        let answered =
+            self.followers.iter().filter(|f| f.acked(Position(0)) && f.outputs <= taken).map(|f| f.executed);
         if let Some(answered) = answered.max().filter(|a| *a > self.answered) {
             self.answered = answered;
             if self.hedges == 0 || by_master {

@@ -58,11 +58,13 @@ impl Owner {
         }
         let (held, last_term) = (Position(sealed.held.get()), Term(sealed.last_term.get()));
         let within = held == Position(0) && self.log.first() == 1 || self.term_at(held) == Some(last_term);
+        let tail = self.tail();
         let follower = &mut self.followers[index];
         follower.place = Some(held);
-        (follower.tell, follower.retries) = (true, 0);
+        follower.retries = 0;
         if within {
             (follower.sent, follower.held) = (held, held);
+            follower.tell = follower.is_pending(tail);
         } else {
             follower.reset = true;
             self.demotions += 1;

@@ -300,7 +300,8 @@ impl Owner {
         }
         let time = entry.time.max(self.last_time);
         self.last_time = time;
-        let position = Position(self.log.push_with(|bytes| Entry { time, term: self.term, ..entry }.write(bytes)));
+        let position =
+            Position(self.log.push_with(|bytes| Entry { time, term: self.term, ..entry }.write(bytes)));
         if entry.kind == EntryKind::Tick {
             self.tick = Some(position);
         }
@@ -391,7 +392,9 @@ impl Owner {
 
     /// The kernel took an output that was handed over. Returns whether `released` grew.
     pub fn on_sent(&mut self, now: Nanos, ordinal: Ordinal) -> bool {
-        let Some(taken) = ordinal.0.checked_sub(self.released).and_then(|at| self.handed.get_mut(at as usize)) else {
+        let Some(taken) =
+            ordinal.0.checked_sub(self.released).and_then(|at| self.handed.get_mut(at as usize))
+        else {
             return false;
         };
         *taken = true;

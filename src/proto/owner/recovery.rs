@@ -55,7 +55,15 @@ pub struct Recovery {
 impl Recovery {
     /// The recovery of `slot` for the owner of `term`.
     pub fn new(slot: Slot, term: Term, safeguards: Safeguards) -> Recovery {
-        Recovery { slot, term, answers: Vec::new(), lost: Vec::new(), winner: None, settled: false, safeguards }
+        Recovery {
+            slot,
+            term,
+            answers: Vec::new(),
+            lost: Vec::new(),
+            winner: None,
+            settled: false,
+            safeguards,
+        }
     }
 
     /// The slot.

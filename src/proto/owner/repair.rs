@@ -161,7 +161,9 @@ impl Owner {
     /// Stops keeping entries for a learner that lags behind everybody. Returns whether there was one.
     pub(super) fn outpace_learner(&mut self) -> bool {
         let behind = |f: &&mut super::Follower| f.learner && !f.outpaced && !f.lost;
-        let Some(learner) = self.followers.iter_mut().filter(behind).min_by_key(|f| f.held) else { return false };
+        let Some(learner) = self.followers.iter_mut().filter(behind).min_by_key(|f| f.held) else {
+            return false;
+        };
         if learner.held >= self.stable {
             return false;
         }
