@@ -13,6 +13,7 @@ pub mod owner;
 pub mod record_log;
 pub mod rtt;
 pub mod steward;
+pub mod voter;
 pub mod workers;
 
 /// The rules that make the slot log safe, each of which a test can switch off to prove that the
