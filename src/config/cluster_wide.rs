@@ -9,8 +9,8 @@ const MAX_SHOWN: usize = 100;
 /// The cluster-wide settings of one node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClusterWide {
-    /// (name without `TANDEM_`, canonical value, at most 120 bytes), in the table's order.
-    pub pairs: Vec<(&'static str, String)>,
+    /// (name without `TANDEM_`, canonical value, at most 120 bytes), in the table's order, then `NODES.id` for each node.
+    pub pairs: Vec<(String, String)>,
     /// A hash of all names and values: equal on nodes that agree. The same in every build.
     pub hash: u64,
 }
@@ -18,10 +18,17 @@ pub struct ClusterWide {
 impl ClusterWide {
     pub(super) fn of(settings: &Settings) -> ClusterWide {
         let rows = TABLE.iter().filter(|setting| setting.scope == Scope::Cluster);
-        let pairs: Vec<_> = rows.map(|row| (row.name, shortened((row.show)(settings)))).collect();
+        let mut pairs: Vec<(String, String)> = rows
+            .filter(|row| row.name != "NODES")
+            .map(|row| (row.name.into(), shortened((row.show)(settings))))
+            .collect();
+        // Each node by itself: a node that some do not know yet is no disagreement.
+        for node in settings.nodes.iter() {
+            pairs.push((format!("NODES.{}", node.id.0), format!("{}={}", node.host, node.address)));
+        }
         let mut text = String::new();
         for (name, value) in &pairs {
-            text.extend([name, "=", value, "\n"]);
+            text.extend([name.as_str(), "=", value, "\n"]);
         }
         ClusterWide { pairs, hash: xxh3_64(text.as_bytes()) }
     }
@@ -63,7 +70,8 @@ mod tests {
         let other = settings(&[("NODES", three), ("SHARDS", "2"), ("R", "2")]).cluster_wide();
         assert_ne!(ours.hash, other.hash);
         let differing: Vec<_> = ours.pairs.iter().zip(&other.pairs).filter(|(a, b)| a != b).collect();
-        assert_eq!(differing, [(&("R", "3".to_string()), &("R", "2".to_string()))]);
+        let pair = |value: &str| ("R".to_string(), value.to_string());
+        assert_eq!(differing, [(&pair("3"), &pair("2"))]);
     }
 
     #[test]
@@ -77,6 +85,6 @@ mod tests {
         let of = |nodes: &str| settings(&[("NODES", nodes), ("SHARDS", "2")]).cluster_wide();
         assert_ne!(of(&one).hash, of(&other).hash);
         let bytes: usize = of(&one).pairs.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
-        assert!(bytes < 1000, "{bytes} bytes");
+        assert!(bytes < 4_000, "{bytes} bytes");
     }
 }

@@ -6,21 +6,36 @@
 //! **Joining.** A node counts for something only once both sides know that their cluster-wide settings are the same.
 //! Beats carry a hash of them: equal hashes join. A hello carries names and values, is repeated until the other
 //! side's beats say that it accepts, and is what names the setting when the hashes differ. All of this is per life
-//! (boot): a peer that restarts, with whatever settings, starts at the beginning.
+//! (boot): a peer that restarts, with whatever settings, starts at the beginning. Nodes may list different nodes as long
+//! as those that both list are the same: so a cluster can grow.
+//!
+//! **What is agreed** (the cluster map, leases, promises) is [`council`]'s. What its voter has to remember comes from
+//! [`Control::to_save`] and must be durable before [`Control::flush`] is called.
 
+mod council;
 mod peer;
 
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+pub use council::{CouncilConfig, Failover};
 
+use std::fmt;
+use std::sync::Arc;
+
+use self::council::{Council, Turn};
 use self::peer::Peer;
-use crate::engine::Outbox;
+use crate::engine::{Outbox, ShardReport};
 use crate::proto::detector::{BeatHeard, Detector, DetectorConfig, DetectorCounters};
+use crate::proto::map::ClusterMap;
+use crate::proto::voter::VoterError;
 use crate::proto::workers::Workers;
 use crate::types::{Boot, Nanos, NodeId, NodeSet, Now};
 use crate::wire::beat::{ControlFrame, ControlFrames, Hello, HelloRefused};
+use crate::wire::council::write_consensus;
+
+/// Settings of this name and a node's id say where that node is.
+const NODE_PREFIX: &str = "NODES.";
 
 /// How often a hello is repeated to a peer that has not accepted it.
 pub const HELLO_EVERY: Nanos = Nanos::from_millis(100);
@@ -47,6 +62,8 @@ pub struct ControlConfig {
     pub settings: Vec<(String, String)>,
     /// A hash of them.
     pub settings_hash: u64,
+    /// What the agreed part is told.
+    pub council: CouncilConfig,
 }
 
 /// A cluster-wide setting in which a peer differs from this node.
@@ -75,6 +92,10 @@ pub enum ControlEvent {
     Joined(NodeId, Boot),
     /// A peer's settings differ: it counts for nothing. Told once for each life of the peer.
     Refused(NodeId, Disagreement),
+    /// This node leads the voters, and proposed this.
+    Proposed(String),
+    /// The voters know another vote file of this node: it votes no more.
+    Disowned,
 }
 
 impl fmt::Display for ControlEvent {
@@ -85,6 +106,12 @@ impl fmt::Display for ControlEvent {
                 f,
                 "node {} and this node do not join: {differs}; set the same value on all nodes and restart",
                 node.0
+            ),
+            ControlEvent::Proposed(change) => write!(f, "{change}"),
+            ControlEvent::Disowned => write!(
+                f,
+                "this voter has lost what it voted for (its file in TANDEM_DATA_DIR is another one): it votes no more; \
+                 restore the file, or take the node out of TANDEM_VOTERS on all nodes and start the cluster anew"
             ),
         }
     }
@@ -118,6 +145,8 @@ pub struct ControlCounters {
     pub stale: u64,
     /// How often a peer said that it no longer hears this node.
     pub deaf: u64,
+    /// Maps of peers that are none, or not of this cluster.
+    pub bad_maps: u64,
 }
 
 /// The control of one node.
@@ -127,6 +156,11 @@ pub struct Control {
     peers: Vec<Peer>,
     detector: Detector,
     workers: Workers,
+    council: Council,
+    told_disowned: bool,
+    /// A beat was due in this turn.
+    ticked: bool,
+    silence: Vec<Option<Nanos>>,
     next_beat: Nanos,
     events: Vec<ControlEvent>,
     counters: ControlCounters,
@@ -139,13 +173,21 @@ pub struct Control {
 
 impl Control {
     /// A control whose first timeout is due at once, and greets all peers.
-    pub fn new(config: ControlConfig) -> Control {
+    ///
+    /// # Errors
+    /// [`VoterError`]: what its voter had saved cannot be used.
+    pub fn new(config: ControlConfig) -> Result<Control, VoterError> {
         let detector = DetectorConfig {
             beat: config.beat,
             suspect_after: config.suspect_after,
             ceiling: config.suspect_ceiling,
         };
-        Control {
+        let council = Council::new(config.node, config.boot, config.shards, config.council.clone())?;
+        Ok(Control {
+            council,
+            told_disowned: false,
+            ticked: false,
+            silence: Vec::new(),
             peers: config.peers.iter().map(|node| Peer::new(*node)).collect(),
             detector: Detector::new(detector, config.peers.iter().copied()),
             workers: Workers::new(config.shards, config.beat),
@@ -156,7 +198,7 @@ impl Control {
             datagram: Vec::new(),
             stalls: Vec::new(),
             config,
-        }
+        })
     }
 
     /// The opened plaintext of a control datagram. Its beat is the sign of life: a later one may have overtaken it.
@@ -169,12 +211,16 @@ impl Control {
             self.counters.stale += 1;
             return;
         }
+        // When this node sent the beat that this datagram's beat echoes.
+        let mut echoed = None;
         for frame in ControlFrames::new(plaintext) {
             match frame {
                 Ok(ControlFrame::Beat(beat, stalls)) => {
                     let limit = self.detector.limit(from).unwrap_or(Nanos::MAX);
                     let peer = &mut self.peers[at];
                     let was_deaf = peer.deaf;
+                    echoed =
+                        (beat.echo_boot.get() == self.config.boot.0).then(|| Nanos(beat.echo_sent.get()));
                     peer.on_beat(now.mono, self.config.boot, limit, beat);
                     self.counters.deaf += u64::from(peer.deaf && !was_deaf);
                     self.deaf_changes += u64::from(peer.deaf != was_deaf);
@@ -192,9 +238,99 @@ impl Control {
                 }
                 Ok(ControlFrame::Hello(hello)) => self.on_hello(at, boot, hello),
                 Ok(ControlFrame::HelloRefused(refused)) => self.on_hello_refused(at, refused),
+                Ok(frame) if self.peers[at].joined => self.on_council(now, at, echoed, frame),
+                Ok(_) => self.counters.stale += 1,
                 Err(_) => self.counters.malformed += 1,
             }
         }
+    }
+
+    fn on_council(&mut self, now: Now, at: usize, echoed: Option<Nanos>, frame: ControlFrame<'_>) {
+        match frame {
+            ControlFrame::Report(report, lost) => {
+                let peer = &mut self.peers[at];
+                let news = peer.delegate.on_report(now.mono, echoed, report, lost);
+                // Whoever has an older map gets the newer one without waiting for a beat.
+                peer.beat_due |= news && peer.delegate.map() < self.council.map().version;
+            }
+            ControlFrame::Consensus(letter) => self.council.on_consensus(self.peers[at].node, letter),
+            ControlFrame::Map(bytes) => {
+                let good = self.council.on_map(now.mono, now.wall, &self.peers, bytes);
+                self.counters.bad_maps += u64::from(!good);
+            }
+            ControlFrame::Beat(..) | ControlFrame::Hello(_) | ControlFrame::HelloRefused(_) => {}
+        }
+    }
+
+    /// The supervisor of `node` says that its life `boot` has ended: that is certain, and it is suspected at once.
+    pub fn on_exit_notice(&mut self, now: Now, node: NodeId, boot: Boot) {
+        let Some(peer) = self.peers.iter_mut().find(|peer| peer.node == node) else {
+            self.counters.stale += 1;
+            return;
+        };
+        if self.council.exited.iter().any(|(n, b)| *n == node && *b >= boot) {
+            return;
+        }
+        self.council.exited.retain(|(n, _)| *n != node);
+        self.council.exited.push((node, boot));
+        if peer.boot.is_none_or(|known| known <= boot) {
+            self.detector.on_refused(now.mono, node);
+        }
+        // The voters have to hear what follows from it now.
+        self.peers.iter_mut().for_each(|peer| peer.beat_due |= peer.joined);
+    }
+
+    /// How things stand at a shard.
+    pub fn on_report(&mut self, shard: u16, report: ShardReport) {
+        self.council.on_shard(shard, report);
+    }
+
+    /// The newest agreed map; of version 0 before the first.
+    pub fn map(&self) -> &Arc<ClusterMap> {
+        self.council.map()
+    }
+
+    /// Until when this node may release replies, on the monotonic clock; zero: not at all.
+    pub fn lease_until(&self) -> Nanos {
+        self.council.lease_until()
+    }
+
+    /// Wants to leave: hands over what this node holds.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn drain(&mut self) -> Result<(), String> {
+        self.council.drain()
+    }
+
+    /// By the map this life is over: the process has to end, and may begin anew.
+    pub fn is_fenced(&self) -> bool {
+        self.council.is_fenced() && !self.council.draining
+    }
+
+    /// It wanted to leave and holds nothing any more.
+    pub fn has_left(&self) -> bool {
+        self.council.has_left()
+    }
+
+    /// What must be durable before [`Control::flush`] is called; `None` if nothing has changed.
+    pub fn to_save(&mut self) -> Option<Vec<u8>> {
+        self.council.to_save()
+    }
+
+    /// Whether an answer of a peer is awaited that decides something: worth another turn before the next beat.
+    pub fn is_busy(&self) -> bool {
+        self.council.is_voter() && self.council.is_deciding()
+    }
+
+    /// Whether this node leads the voters, and how addresses have moved as far as it knows.
+    pub fn leads(&self) -> bool {
+        self.council.leads()
+    }
+
+    /// See [`Failover`].
+    pub fn failovers(&self) -> &[Failover] {
+        &self.council.failovers
     }
 
     /// Takes note of a life of a peer; false if it is one that a later life has followed.
@@ -276,12 +412,33 @@ impl Control {
     /// Time has passed. Call it after all that arrived in this turn was handed over.
     pub fn on_timeout(&mut self, now: Now) {
         if now.mono >= self.next_beat {
+            self.ticked = true;
             self.peers.iter_mut().for_each(|peer| peer.beat_due = true);
             // In step with the beats before, unless this one came so late that the next would follow at once.
             let next = self.next_beat + self.config.beat;
             self.next_beat = if next > now.mono { next } else { now.mono + self.config.beat };
         }
         self.detector.on_turn(now.mono);
+    }
+
+    /// What is agreed follows what was heard: call it each turn after [`Control::on_timeout`], whether that was due or
+    /// not, and before [`Control::to_save`].
+    pub fn on_turn(&mut self, now: Now) {
+        let tick = std::mem::take(&mut self.ticked);
+        let suspects = self.all_suspects();
+        let Control { council, peers, detector, silence, .. } = self;
+        silence.clear();
+        silence.extend(peers.iter().map(|peer| detector.silence(peer.node)));
+        let (mono, wall) = (now.mono, now.wall);
+        council.turn(Turn { now: mono, wall, peers, silence, suspects }, tick);
+        self.events.extend(council.changes.drain(..).map(|c| ControlEvent::Proposed(c.to_string())));
+        if self.council.is_disowned() && !std::mem::replace(&mut self.told_disowned, true) {
+            self.events.push(ControlEvent::Disowned);
+        }
+    }
+
+    fn all_suspects(&self) -> NodeSet {
+        (0..self.config.shards).fold(NodeSet::EMPTY, |all, shard| NodeSet(all.0 | self.suspects(shard).0))
     }
 
     /// When [`on_timeout`](Control::on_timeout) has something to do: never, for a node without peers.
@@ -292,13 +449,26 @@ impl Control {
         self.detector.next_timeout().map_or(self.next_beat, |suspicion| suspicion.min(self.next_beat))
     }
 
-    /// Writes what is to be sent: one datagram at most for each peer.
+    /// Writes what is to be sent: one datagram at most for each peer, and the letters between voters.
     pub fn flush(&mut self, now: Now, out: &mut impl Outbox) {
-        for peer in self.peers.iter_mut().filter(|peer| peer.beat_due || peer.refusal_due) {
-            self.datagram.clear();
-            let stalls = self.workers.stalls(now.mono);
-            peer.write(now.mono, &self.config, stalls, &mut self.datagram);
-            out.peer(peer.node, &self.datagram);
+        let suspects = self.all_suspects();
+        let Control { council, peers, workers, datagram, silence, config, .. } = self;
+        for at in 0..peers.len() {
+            if !(peers[at].beat_due || peers[at].refusal_due) {
+                continue;
+            }
+            datagram.clear();
+            peers[at].write(now.mono, config, workers.stalls(now.mono), datagram);
+            if silence.len() == peers.len() {
+                let mut turn = Turn { now: now.mono, wall: now.wall, peers, silence, suspects };
+                council.write(&mut turn, at, datagram);
+            }
+            out.peer(peers[at].node, datagram);
+        }
+        for (to, letter) in council.take_letters() {
+            datagram.clear();
+            write_consensus(datagram, &letter);
+            out.peer(to, datagram);
         }
     }
 
@@ -366,13 +536,16 @@ fn disagreement_frame(differs: &Disagreement) -> HelloRefused<'_> {
 
 /// The first setting, in this node's order, in which a greeting differs from `ours`.
 fn disagreement(ours: &[(String, String)], hello: Hello<'_>) -> Option<Disagreement> {
+    // A cluster grows by nodes that some know and others do not, yet.
+    let grows = |name: &str| name.starts_with(NODE_PREFIX);
     for (name, value) in ours {
         let theirs = hello.pairs().find(|pair| pair.0 == name).map(|pair| pair.1);
-        if theirs != Some(value) {
+        if theirs != Some(value) && !(theirs.is_none() && grows(name)) {
             let theirs = theirs.map(str::to_owned);
             return Some(Disagreement { name: name.clone(), ours: Some(value.clone()), theirs });
         }
     }
-    let (name, value) = hello.pairs().find(|pair| ours.iter().all(|own| own.0 != pair.0))?;
+    let unknown = |pair: &(&str, &str)| ours.iter().all(|own| own.0 != pair.0) && !grows(pair.0);
+    let (name, value) = hello.pairs().find(unknown)?;
     Some(Disagreement { name: name.to_owned(), ours: None, theirs: Some(value.to_owned()) })
 }

@@ -257,6 +257,13 @@ impl Detector {
         self.position(node).map(|at| self.peers[at].limit(&self.config))
     }
 
+    /// For how long nothing of `node` was heard, as far as this loop kept its own appointments; `None`: it never was, in
+    /// a life that counts.
+    pub fn silence(&self, node: NodeId) -> Option<Nanos> {
+        let peer = &self.peers[self.position(node)?];
+        peer.boot.map(|_| self.clock.awake().since(peer.heard))
+    }
+
     /// Grows whenever the answer of [`suspects`](Detector::suspects) may have changed.
     pub fn version(&self) -> u64 {
         self.version

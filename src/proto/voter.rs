@@ -118,7 +118,11 @@ pub struct Voter {
 impl fmt::Debug for Voter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (links, counters) = (&self.links, &self.counters);
-        f.debug_struct("Voter").field("me", &self.me).field("links", links).field("counters", counters).finish()
+        f.debug_struct("Voter")
+            .field("me", &self.me)
+            .field("links", links)
+            .field("counters", counters)
+            .finish()
     }
 }
 
@@ -311,6 +315,11 @@ impl Voter {
         })
     }
 
+    /// The version of the newest map decided, taken or not.
+    pub fn newest_version(&self) -> u32 {
+        self.shelf.held().newest().map_or(0, |map| map.version)
+    }
+
     /// Takes note of the births in an agreed map: a voter that had another vote file then has forgotten its votes. True
     /// if this one has: it votes no more.
     pub fn on_agreed(&mut self, map: &ClusterMap) -> bool {
@@ -347,13 +356,14 @@ impl Voter {
         };
         for message in self.outgoing.drain(..) {
             let to = message.get_receiver();
-            let Some(link) = self.links.iter_mut().find(|link| u64::from(link.node.0) == to) else { continue };
+            let Some(link) = self.links.iter_mut().find(|link| u64::from(link.node.0) == to) else {
+                continue;
+            };
             if self.disowned {
                 continue;
             }
             link.sent += 1;
-            let letter =
-                Letter { birth: self.birth, life: self.life.0, number: link.sent, leads, message };
+            let letter = Letter { birth: self.birth, life: self.life.0, number: link.sent, leads, message };
             match letter.write() {
                 Some(bytes) if bytes.len() <= MAX_LETTER => send(link.node, &bytes),
                 _ => self.counters.oversize += 1,

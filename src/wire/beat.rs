@@ -15,6 +15,7 @@
 use zerocopy::byteorder::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::council::{self, LostMember, Report};
 use super::frame::{FRAME_HEADER_LEN, Malformed};
 
 const PAD: u8 = 0;
@@ -23,7 +24,7 @@ const HELLO: u8 = 33;
 const HELLO_REFUSED: u8 = 34;
 
 /// The most name and value pairs a hello may have.
-pub const MAX_PAIRS: usize = 64;
+pub const MAX_PAIRS: usize = 128;
 
 /// The longest text of a frame, in bytes.
 pub const MAX_TEXT: usize = u8::MAX as usize;
@@ -92,6 +93,12 @@ pub enum ControlFrame<'a> {
     Hello(Hello<'a>),
     /// See [`HelloRefused`].
     HelloRefused(HelloRefused<'a>),
+    /// What the sender reports, and the members it has given up.
+    Report(&'a Report, &'a [LostMember]),
+    /// A message between voters.
+    Consensus(&'a [u8]),
+    /// An agreed map.
+    Map(&'a [u8]),
 }
 
 /// Iterates over the frames of a control datagram; ends after the first malformed one.
@@ -121,6 +128,11 @@ impl<'a> Iterator for ControlFrames<'a> {
                 BEAT => beat(body),
                 HELLO => hello(body),
                 HELLO_REFUSED => hello_refused(body),
+                council::REPORT => {
+                    council::report(body).map(|(report, lost)| ControlFrame::Report(report, lost))
+                }
+                council::CONSENSUS => Ok(ControlFrame::Consensus(body)),
+                council::MAP => Ok(ControlFrame::Map(body)),
                 _ => {
                     self.0 = rest;
                     continue;

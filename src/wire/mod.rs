@@ -4,6 +4,7 @@
 //! A view is built once, after its length was checked; reading a field of a view cannot fail.
 
 pub mod beat;
+pub mod council;
 pub mod datagram;
 pub mod echo;
 pub mod frame;

@@ -1,5 +1,6 @@
 //! What the control keeps for one peer: how far the two have joined, and the round-trip time.
 
+use super::council::Delegate;
 use super::{ControlConfig, Disagreement, HELLO_EVERY, disagreement_frame};
 use crate::types::{Boot, Nanos, NodeId};
 use crate::wire::beat::{ACCEPTED, Beat, write_beat, write_hello, write_hello_refused};
@@ -30,6 +31,8 @@ pub(super) struct Peer {
     pub(super) deaf: bool,
     pub(super) beat_due: bool,
     pub(super) refusal_due: bool,
+    /// What the council keeps for it.
+    pub(super) delegate: Delegate,
     heard: Option<Heard>,
     sequence: u64,
     next_hello: Nanos,
@@ -48,6 +51,7 @@ impl Peer {
             deaf: false,
             beat_due: false,
             refusal_due: false,
+            delegate: Delegate::default(),
             heard: None,
             sequence: 0,
             next_hello: Nanos::ZERO,
@@ -58,6 +62,11 @@ impl Peer {
     /// may have heard some of them.
     pub(super) fn begin(&mut self, boot: Boot) {
         *self = Peer { boot: Some(boot), beat_due: true, sequence: self.sequence, ..Peer::new(self.node) };
+    }
+
+    /// When its newest beat came.
+    pub(super) fn heard_at(&self) -> Nanos {
+        self.heard.map_or(Nanos::ZERO, |heard| heard.at)
     }
 
     /// Whether settings with this hash agree with ours: as its hello was judged, or else if the hash is ours; and

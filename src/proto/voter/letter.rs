@@ -101,7 +101,10 @@ fn well_formed(message: &Message<ClusterMap>, from: u64) -> bool {
                 && ballot(promise.n_accepted)
                 && promise.decided_idx <= promise.accepted_idx
                 && promise.accepted_idx <= MAX_INDEX
-                && promise.log_sync.as_ref().is_none_or(|sync| whole(sync) && end(sync) == promise.accepted_idx)
+                && promise
+                    .log_sync
+                    .as_ref()
+                    .is_none_or(|sync| whole(sync) && end(sync) == promise.accepted_idx)
         }
         PaxosMsg::AcceptSync(sync) => {
             own(sync.n, from)

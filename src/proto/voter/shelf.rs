@@ -95,7 +95,8 @@ impl Held {
             let end = held.compacted.checked_add(held.log.len());
             held.compacted <= held.decided && end.is_some_and(|end| held.decided <= end)
         };
-        let held = read.filter(|held| *format == FORMAT && sound(held)).ok_or(VoterError::Unreadable(*format))?;
+        let held =
+            read.filter(|held| *format == FORMAT && sound(held)).ok_or(VoterError::Unreadable(*format))?;
         if held.me != me {
             return Err(VoterError::OtherNode(held.me.0));
         }

@@ -158,7 +158,8 @@ impl Rig {
         let mut written = Vec::new();
         voter.take_messages(|to, bytes| written.push((usize::from(to.0) - 1, bytes.to_vec())));
         for (to, bytes) in written {
-            let copies = if !rough { 1 } else { [1, 1, 1, 1, 1, 1, 1, 0, 0, 2][self.dice.below(10) as usize] };
+            let copies =
+                if !rough { 1 } else { [1, 1, 1, 1, 1, 1, 1, 0, 0, 2][self.dice.below(10) as usize] };
             for _ in 0..copies {
                 let late = if rough && self.dice.once_in(20) { 60 } else { 4 };
                 self.sent += 1;

@@ -1,0 +1,591 @@
+//! The agreed part of a control: the cluster map, the voter if this node is one, leases and promises.
+//!
+//! **Leases.** A voter's beat that echoes an owner's newest one, with the flag that grants, renews that owner's lease
+//! from the time at which it had sent the beat that is echoed. An owner may release while a majority of the voters has
+//! done so within LEASE.
+//!
+//! **Promises.** A voter that has not heard an owner for DEAD_AFTER, or whose owner says that it has no lease, grants it
+//! nothing any more under the present map. It says so once its last grant has run out; a majority of such promises lets
+//! the leader move the owner's addresses. A promise lives in memory: a voter that has restarted grants nothing until the
+//! map has its new life, and that is another map.
+
+use std::sync::Arc;
+
+use super::Peer;
+use crate::engine::ShardReport;
+use crate::proto::map::{ClusterMap, GroupSet, MapShape, NodeState};
+use crate::proto::steward::{Change, NodeReport, NodeView, Steward, StewardConfig, drain_refused};
+use crate::proto::voter::{Voter, VoterError};
+use crate::types::{Boot, Nanos, NodeId, NodeSet};
+use crate::wire::council::{self, DRAIN_DONE, DRAINING, GRANTS, LEASE_OK, LostMember, Report};
+
+/// Clocks of two machines run at rates that differ by less than this part.
+const DRIFT_PER_CENT: u64 = 2;
+/// How often a peer with an older map is sent the newest one.
+const MAP_AGAIN_AFTER: Nanos = Nanos::from_millis(3);
+/// How long nodes may take to meet.
+const MEET_WITHIN: Nanos = Nanos::from_secs(1);
+/// How old a report may be.
+const REPORT_AGE: Nanos = Nanos::from_millis(200);
+/// How long an owner that drains waits, after it has stopped releasing, for the members to hear what is on the wire.
+const DRAIN_PAUSE: Nanos = Nanos::from_millis(5);
+/// Failovers remembered for status.
+const MOST_FAILOVERS: usize = 16;
+/// The level of the applications that this version supports.
+const APP_LEVEL: u16 = 1;
+
+/// What a council needs to know.
+#[derive(Clone, Debug)]
+pub struct CouncilConfig {
+    /// What all maps have in common.
+    pub shape: MapShape,
+    /// The voters.
+    pub voters: Vec<NodeId>,
+    /// How long a lease holds.
+    pub lease: Nanos,
+    /// After how much silence an owner loses it for good.
+    pub dead_after: Nanos,
+    /// After how much silence a node's slots get another member.
+    pub evict_after: Nanos,
+    /// Whether slots whose holders have all died go on.
+    pub lossy_go: bool,
+    /// What this voter saved when it last lived.
+    pub stored: Option<Vec<u8>>,
+    /// What its vote file was born with.
+    pub birth: u64,
+    /// Ticks (beats) of silence after which voters look for another leader.
+    pub election_ticks: u64,
+    /// Whether addresses move by promises only, and leases are granted under the present map only: what a test switches
+    /// off to see the checker notice.
+    pub promises: bool,
+}
+
+/// What the council keeps for one peer, in its present life.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Delegate {
+    /// What it said last, and when.
+    report: Option<(Report, Vec<LostMember>, Nanos)>,
+    /// Our own clock's time in the newest beat of ours that it granted a lease on.
+    granted_us: Nanos,
+    /// When this node last granted it a lease.
+    granted_at: Nanos,
+    /// Since when it has owned something and said that it has no lease.
+    lapsed_since: Option<Nanos>,
+    /// When it was last sent a map.
+    map_sent: Nanos,
+}
+
+/// A service address that has moved.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Failover {
+    /// Its number.
+    pub address: usize,
+    /// From which node.
+    pub from: u16,
+    /// To which.
+    pub to: u16,
+    /// The new owner's term.
+    pub term: u32,
+    /// When this node heard of it, wall time in ms since 1970.
+    pub wall_ms: u64,
+    /// From the last sign of the old owner to the new map here, in us; for the new owner itself to its lease.
+    pub took_us: u64,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct Council {
+    pub(super) config: CouncilConfig,
+    me: NodeId,
+    boot: Boot,
+    started: Nanos,
+    map: Arc<ClusterMap>,
+    /// The map in the form in which it travels.
+    map_bytes: Vec<u8>,
+    voter: Option<Voter>,
+    /// The vote file is not the one the voters know.
+    disowned: bool,
+    steward: Steward,
+    /// Promises by node: no lease under maps up to this version.
+    promised: Vec<(NodeId, u32)>,
+    /// Lives that have ended, by their supervisors.
+    pub(super) exited: Vec<(NodeId, Boot)>,
+    reports: Vec<ShardReport>,
+    lease_until: Nanos,
+    pub(super) draining: bool,
+    stopped_at: Option<Nanos>,
+    lost: Vec<LostMember>,
+    pub(super) changes: Vec<Change>,
+    pub(super) failovers: Vec<Failover>,
+    letters: Vec<(NodeId, Vec<u8>)>,
+}
+
+/// What one turn of the council looks at.
+pub(super) struct Turn<'a> {
+    pub(super) now: Nanos,
+    pub(super) wall: Nanos,
+    pub(super) peers: &'a mut [Peer],
+    /// For how long each peer was silent, in their order; `None`: never heard.
+    pub(super) silence: &'a [Option<Nanos>],
+    pub(super) suspects: NodeSet,
+}
+
+impl Council {
+    pub(super) fn new(
+        me: NodeId,
+        boot: Boot,
+        shards: u16,
+        config: CouncilConfig,
+    ) -> Result<Council, VoterError> {
+        let votes = config.voters.contains(&me);
+        let voter = match votes {
+            true => Some(Voter::new(
+                me,
+                &config.voters,
+                config.stored.as_deref(),
+                config.birth,
+                boot,
+                config.election_ticks,
+            )?),
+            false => None,
+        };
+        let steward = Steward::new(StewardConfig {
+            shape: config.shape.clone(),
+            voters: config.voters.clone(),
+            evict_after: config.evict_after,
+            lossy_go: config.lossy_go,
+        });
+        let mut council = Council {
+            me,
+            boot,
+            started: Nanos::MAX,
+            map: Arc::new(config.shape.empty_map()),
+            map_bytes: Vec::new(),
+            voter,
+            disowned: false,
+            steward,
+            promised: Vec::new(),
+            exited: Vec::new(),
+            reports: vec![ShardReport::default(); usize::from(shards)],
+            lease_until: Nanos::ZERO,
+            draining: false,
+            stopped_at: None,
+            lost: Vec::new(),
+            changes: Vec::new(),
+            failovers: Vec::new(),
+            letters: Vec::new(),
+            config,
+        };
+        council.take_decided(Nanos::ZERO, Nanos::ZERO, &[]);
+        Ok(council)
+    }
+
+    pub(super) fn map(&self) -> &Arc<ClusterMap> {
+        &self.map
+    }
+
+    pub(super) fn lease_until(&self) -> Nanos {
+        self.lease_until
+    }
+
+    pub(super) fn is_voter(&self) -> bool {
+        self.voter.is_some()
+    }
+
+    pub(super) fn leads(&self) -> bool {
+        self.voter.as_ref().is_some_and(Voter::is_leader)
+    }
+
+    pub(super) fn is_disowned(&self) -> bool {
+        self.disowned
+    }
+
+    pub(super) fn on_shard(&mut self, shard: u16, report: ShardReport) {
+        if let Some(known) = self.reports.get_mut(usize::from(shard)) {
+            *known = report;
+        }
+    }
+
+    /// Whether the map says that this life is over.
+    pub(super) fn is_fenced(&self) -> bool {
+        let node = self.map.node(self.me);
+        node.is_some_and(|n| n.boot > self.boot || n.boot == self.boot && n.state == NodeState::Gone)
+    }
+
+    /// Whether it has handed over everything, or never had anything.
+    pub(super) fn has_left(&self) -> bool {
+        self.draining && !self.map.is_live(self.me, self.boot)
+    }
+
+    pub(super) fn drain(&mut self) -> Result<(), String> {
+        if let Some(why) = drain_refused(&self.map, self.me).filter(|_| self.map.is_live(self.me, self.boot))
+        {
+            return Err(why);
+        }
+        self.draining = true;
+        Ok(())
+    }
+
+    fn owns(&self, node: NodeId, boot: Boot) -> bool {
+        self.map.addresses.iter().any(|a| (a.owner, a.boot) == (node, boot))
+    }
+
+    /// Another voter's letter.
+    pub(super) fn on_consensus(&mut self, from: NodeId, letter: &[u8]) {
+        if let Some(voter) = &mut self.voter {
+            voter.on_message(from, letter);
+        }
+    }
+
+    /// A map that a peer knows to be agreed on.
+    pub(super) fn on_map(&mut self, now: Nanos, wall: Nanos, peers: &[Peer], bytes: &[u8]) -> bool {
+        let Ok(map) = postcard::from_bytes::<ClusterMap>(bytes) else { return false };
+        if !map.fits(&self.config.shape) {
+            return false;
+        }
+        self.install(now, wall, peers, map);
+        true
+    }
+
+    fn take_decided(&mut self, now: Nanos, wall: Nanos, peers: &[Peer]) {
+        while let Some(map) = self.voter.as_mut().and_then(Voter::take_decided) {
+            self.install(now, wall, peers, map);
+        }
+    }
+
+    fn install(&mut self, now: Nanos, wall: Nanos, peers: &[Peer], map: ClusterMap) {
+        if map.version <= self.map.version {
+            return;
+        }
+        for (number, (old, new)) in self.map.addresses.iter().zip(&map.addresses).enumerate() {
+            if old.term != new.term && old.term.0 > 0 {
+                let heard = peers.iter().find(|p| p.node == old.owner).map_or(now, |p| p.heard_at());
+                self.failovers.push(Failover {
+                    address: number,
+                    from: old.owner.0,
+                    to: new.owner.0,
+                    term: new.term.0,
+                    wall_ms: wall.0 / 1_000_000,
+                    took_us: now.since(heard).as_micros(),
+                });
+            }
+        }
+        let excess = self.failovers.len().saturating_sub(MOST_FAILOVERS);
+        self.failovers.drain(..excess);
+        self.map = Arc::new(map);
+        self.map_bytes = postcard::to_stdvec(&*self.map).unwrap_or_default();
+        if let Some(voter) = &mut self.voter {
+            self.disowned = voter.on_agreed(&self.map);
+        }
+    }
+
+    /// Everything that follows from time and from what was heard.
+    pub(super) fn turn(&mut self, mut turn: Turn<'_>, tick: bool) {
+        if self.started == Nanos::MAX {
+            self.started = turn.now;
+        }
+        if tick && let Some(voter) = &mut self.voter {
+            voter.tick();
+        }
+        self.take_decided(turn.now, turn.wall, turn.peers);
+        self.promise(&mut turn);
+        self.renew(&turn);
+        self.propose(&turn);
+        self.take_decided(turn.now, turn.wall, turn.peers);
+    }
+
+    /// Whether a peer is silent: for this long, or by its supervisor's word.
+    fn is_silent(&self, peer: &Peer, silence: Option<Nanos>) -> bool {
+        let ended = self.exited.iter().any(|(n, b)| *n == peer.node && Some(*b) >= peer.boot);
+        ended || peer.joined && silence.is_some_and(|silence| silence >= self.config.dead_after)
+    }
+
+    /// Owners that are silent get no lease any more under this map.
+    fn promise(&mut self, turn: &mut Turn<'_>) {
+        if self.voter.is_none() {
+            return;
+        }
+        for (at, peer) in turn.peers.iter_mut().enumerate() {
+            let owner = self.map.addresses.iter().find(|a| a.owner == peer.node).map(|a| a.boot);
+            let Some(boot) = owner else { continue };
+            // A life that was never heard here has been silent for as long as this node has lived.
+            let other = peer.boot.is_none_or(|b| b != boot);
+            let unheard = other && turn.now.since(self.started) >= MEET_WITHIN.max(self.config.dead_after);
+            let says_so = peer.delegate.report.as_ref().is_some_and(|(report, _, at)| {
+                report.map.get() == self.map.version
+                    && report.flags.get() & LEASE_OK == 0
+                    && turn.now.since(*at) < self.config.dead_after
+            });
+            let since = &mut peer.delegate.lapsed_since;
+            *since = says_so.then(|| since.unwrap_or(turn.now));
+            let lapsed = since.is_some_and(|since| turn.now.since(since).0 >= self.config.dead_after.0 * 4);
+            if unheard || self.is_silent(peer, turn.silence[at]) || lapsed {
+                let node = peer.node;
+                self.promised.retain(|(n, _)| *n != node);
+                self.promised.push((node, self.map.version));
+            }
+        }
+    }
+
+    /// Whether a promise against the peer's node holds for maps of `version`.
+    fn has_promised(&self, node: NodeId, version: u32) -> bool {
+        self.promised.iter().any(|(n, promised)| *n == node && *promised >= version)
+    }
+
+    /// Whether this voter's last grant to the peer has run out.
+    fn grant_is_over(&self, now: Nanos, peer: &Peer) -> bool {
+        let ended = self.exited.iter().any(|(n, b)| *n == peer.node && Some(*b) >= peer.boot);
+        let last = peer.delegate.granted_at.max(self.started);
+        ended || now.since(last) > Nanos(self.config.lease.0 / 100 * (100 + DRIFT_PER_CENT))
+    }
+
+    /// Nodes against which a valid promise can be told.
+    fn promises(&self, now: Nanos, peers: &[Peer]) -> NodeSet {
+        let mut set = NodeSet::EMPTY;
+        let valid = |p: &&Peer| self.has_promised(p.node, self.map.version) && self.grant_is_over(now, p);
+        peers.iter().filter(valid).for_each(|p| set.insert(p.node));
+        set
+    }
+
+    /// Whether this voter renews the peer's lease with the beat that is being written.
+    fn grants(&self, peer: &Peer) -> bool {
+        let Some(boot) = peer.boot.filter(|_| peer.joined && self.voter.is_some() && !self.disowned) else {
+            return false;
+        };
+        let Some((report, _, _)) = &peer.delegate.report else { return false };
+        let current = report.map.get() >= self.map.version || !self.config.promises;
+        let promised = self.has_promised(peer.node, report.map.get()) && self.config.promises;
+        self.map.is_live(self.me, self.boot) && self.owns(peer.node, boot) && current && !promised
+    }
+
+    /// Until when this node may release.
+    fn renew(&mut self, turn: &Turn<'_>) {
+        self.lease_until = Nanos::ZERO;
+        let draining = self.map.node(self.me).is_some_and(|n| n.state == NodeState::Draining);
+        if !self.owns(self.me, self.boot) {
+            self.stopped_at = None;
+            return;
+        }
+        // An owner that leaves releases nothing more once the cluster knows: others go on with it.
+        if draining && self.draining {
+            self.stopped_at.get_or_insert(turn.now);
+            return;
+        }
+        let mut times: Vec<Nanos> = Vec::new();
+        for voter in &self.config.voters {
+            if *voter == self.me {
+                times.extend(self.map.is_live(self.me, self.boot).then_some(turn.now));
+            } else if let Some(peer) = turn.peers.iter().find(|p| p.node == *voter && p.joined) {
+                times.push(peer.delegate.granted_us);
+            }
+        }
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        let majority = self.config.voters.len() / 2;
+        let proof = times.get(majority).copied().filter(|proof| *proof > Nanos::ZERO);
+        self.lease_until = proof.map_or(Nanos::ZERO, |proof| proof + self.config.lease);
+        if self.lease_until <= turn.now {
+            self.lease_until = Nanos::ZERO;
+        }
+    }
+
+    /// As the leader: the next map.
+    fn propose(&mut self, turn: &Turn<'_>) {
+        let can = self.voter.as_ref().is_some_and(Voter::can_propose) && !self.disowned;
+        if !can || self.map.version > 0 && !self.is_current() {
+            return;
+        }
+        let views = self.views(turn);
+        let Some((map, changes)) = self.steward.next(turn.now, &self.map, &views) else { return };
+        if self.voter.as_mut().is_some_and(|voter| voter.propose(map)) {
+            self.changes.extend(changes);
+        }
+    }
+
+    /// Whether the newest map known is the newest one this voter has seen decided: proposals are made from that.
+    fn is_current(&self) -> bool {
+        self.voter.as_ref().is_some_and(|voter| voter.newest_version() == self.map.version)
+    }
+
+    /// What the leader knows of every node.
+    fn views(&self, turn: &Turn<'_>) -> Vec<NodeView> {
+        let mine = self.report(turn.now, turn.suspects, self.silent(turn), NodeSet::EMPTY, None);
+        let votes = |node: NodeId, of: fn(&Report) -> u64, own: NodeSet| {
+            let heard = turn.peers.iter().filter(|p| self.config.voters.contains(&p.node) && p.joined);
+            let counts = |p: &&Peer| {
+                p.delegate.report.as_ref().is_some_and(|(report, _, at)| {
+                    report.map.get() == self.map.version
+                        && turn.now.since(*at) < REPORT_AGE
+                        && p.boot.is_some_and(|boot| self.map.is_live(p.node, boot))
+                        && NodeSet(of(report)).contains(node)
+                })
+            };
+            heard.filter(counts).count() + usize::from(own.contains(node) && self.voter.is_some())
+        };
+        let promised = self.promises(turn.now, turn.peers);
+        let silent = self.silent(turn);
+        let nodes = self.config.shape.nodes.iter().map(|n| n.id);
+        nodes
+            .map(|node| {
+                let silent_votes = votes(node, |r| r.silent.get(), silent);
+                let promises = votes(node, |r| r.promised.get(), promised);
+                let exited = self.exited.iter().filter(|(n, _)| *n == node).map(|(_, b)| *b).max();
+                if node == self.me {
+                    return NodeView {
+                        node,
+                        heard_boot: Some(self.boot),
+                        present: true,
+                        silent_votes,
+                        promises,
+                        silent_for: Nanos::ZERO,
+                        exited: None,
+                        draining: self.draining,
+                        birth: self.config.birth,
+                        report: Some(self.node_report(&mine, &self.lost)),
+                    };
+                }
+                let at = turn.peers.iter().position(|p| p.node == node);
+                let peer = at.map(|at| &turn.peers[at]).filter(|p| p.joined);
+                let silence = at.and_then(|at| turn.silence[at]).unwrap_or(Nanos::MAX);
+                let report = peer.and_then(|p| p.delegate.report.as_ref());
+                NodeView {
+                    node,
+                    heard_boot: peer.and_then(|p| p.boot),
+                    present: peer.is_some_and(|p| !self.is_silent(p, Some(silence))),
+                    silent_votes,
+                    promises,
+                    silent_for: silence,
+                    exited,
+                    draining: report.is_some_and(|(r, _, _)| r.flags.get() & DRAINING != 0),
+                    birth: report.map_or(0, |(r, _, _)| r.birth.get()),
+                    report: report.map(|(r, lost, _)| self.node_report(r, lost)),
+                }
+            })
+            .collect()
+    }
+
+    fn node_report(&self, report: &Report, lost: &[LostMember]) -> NodeReport {
+        NodeReport {
+            map: report.map.get(),
+            synced: GroupSet(report.synced.get()),
+            confirmed: GroupSet(report.confirmed.get()),
+            blocked: GroupSet(report.blocked.get()),
+            lost: lost.iter().map(|l| (NodeId(l.node.get()), GroupSet(l.groups.get()))).collect(),
+            unreachable: NodeSet(report.unreachable.get()),
+            drain_done: report.flags.get() & DRAIN_DONE != 0,
+            app_level: report.app_level.get(),
+        }
+    }
+
+    fn silent(&self, turn: &Turn<'_>) -> NodeSet {
+        let mut silent = NodeSet::EMPTY;
+        for (peer, silence) in turn.peers.iter().zip(turn.silence) {
+            if self.is_silent(peer, *silence) {
+                silent.insert(peer.node);
+            }
+        }
+        silent
+    }
+
+    /// What this node reports; `to`: the peer the datagram is for.
+    fn report(
+        &self,
+        now: Nanos,
+        suspects: NodeSet,
+        silent: NodeSet,
+        promised: NodeSet,
+        to: Option<&Peer>,
+    ) -> Report {
+        let current = self.reports.iter().all(|r| r.map == self.map.version) && self.map.version > 0;
+        let all = |of: fn(&ShardReport) -> GroupSet| {
+            let both = |a: u64, r: &ShardReport| a & of(r).0;
+            if current { self.reports.iter().fold(u64::MAX, both) } else { 0 }
+        };
+        let stopped = self.stopped_at.is_some_and(|at| now.since(at) >= DRAIN_PAUSE);
+        let mut flags = 0;
+        flags |= if to.is_some_and(|peer| self.grants(peer)) { GRANTS } else { 0 };
+        flags |= if self.draining { DRAINING } else { 0 };
+        flags |= if stopped { DRAIN_DONE } else { 0 };
+        flags |= if self.lease_until > now || stopped { LEASE_OK } else { 0 };
+        Report {
+            map: self.map.version.into(),
+            flags: flags.into(),
+            app_level: APP_LEVEL.into(),
+            birth: self.config.birth.into(),
+            synced: all(|r| r.synced).into(),
+            confirmed: all(|r| r.confirmed).into(),
+            blocked: self.reports.iter().fold(0, |any, r| any | r.blocked.0).into(),
+            unreachable: suspects.0.into(),
+            silent: silent.0.into(),
+            promised: promised.0.into(),
+            lost: 0.into(),
+        }
+    }
+
+    /// Writes this node's report for a peer behind its beat, and the map if the peer's is older.
+    pub(super) fn write(&mut self, turn: &mut Turn<'_>, at: usize, out: &mut Vec<u8>) {
+        self.lost.clear();
+        for (node, groups) in self.reports.iter().filter(|r| r.map == self.map.version).flat_map(|r| &r.lost)
+        {
+            match self.lost.iter_mut().find(|l| l.node.get() == node.0) {
+                Some(known) => known.groups = (known.groups.get() | groups.0).into(),
+                None => self.lost.push(LostMember { node: node.0.into(), groups: groups.0.into() }),
+            }
+        }
+        let (silent, promised) = (self.silent(turn), self.promises(turn.now, turn.peers));
+        let report = self.report(turn.now, turn.suspects, silent, promised, Some(&turn.peers[at]));
+        council::write_report(out, &report, &self.lost);
+        let peer = &mut turn.peers[at];
+        if report.flags.get() & GRANTS != 0 {
+            peer.delegate.granted_at = turn.now;
+        }
+        let known = peer.delegate.report.as_ref().map(|(report, _, _)| report.map.get());
+        let older = peer.joined && known.is_some_and(|known| known < self.map.version);
+        if older && turn.now.since(peer.delegate.map_sent) >= MAP_AGAIN_AFTER {
+            peer.delegate.map_sent = turn.now;
+            council::write_map(out, &self.map_bytes);
+        }
+    }
+
+    /// Whether something was proposed that is not decided.
+    pub(super) fn is_deciding(&self) -> bool {
+        self.voter.as_ref().is_some_and(|voter| voter.is_leader() && !voter.can_propose())
+    }
+
+    /// Letters for other voters. What they say is durable.
+    pub(super) fn take_letters(&mut self) -> Vec<(NodeId, Vec<u8>)> {
+        if let Some(voter) = self.voter.as_mut().filter(|voter| !voter.is_dirty()) {
+            voter.take_messages(|to, letter| self.letters.push((to, letter.to_vec())));
+        }
+        std::mem::take(&mut self.letters)
+    }
+
+    pub(super) fn to_save(&mut self) -> Option<Vec<u8>> {
+        let voter = self.voter.as_mut().filter(|voter| voter.is_dirty())?;
+        let mut bytes = Vec::new();
+        voter.save(&mut bytes);
+        Some(bytes)
+    }
+}
+
+impl Delegate {
+    /// The peer's report came with a beat that echoes ours of `echo_sent`, if it has heard one in this life of ours.
+    pub(super) fn on_report(
+        &mut self,
+        now: Nanos,
+        echo_sent: Option<Nanos>,
+        report: &Report,
+        lost: &[LostMember],
+    ) -> bool {
+        let news = self.report.as_ref().is_none_or(|(known, _, _)| known.map != report.map);
+        if let Some(sent) = echo_sent.filter(|_| report.flags.get() & GRANTS != 0) {
+            self.granted_us = self.granted_us.max(sent);
+        }
+        self.report = Some((*report, lost.to_vec(), now));
+        news
+    }
+
+    /// The map the peer knows.
+    pub(super) fn map(&self) -> u32 {
+        self.report.as_ref().map_or(0, |(report, _, _)| report.map.get())
+    }
+}
