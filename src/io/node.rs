@@ -1,21 +1,28 @@
 //! One node's engine: its sockets, its threads, and how it begins and ends.
+//!
+//! It runs under a supervisor ([`super::supervisor`]), which reads its exit status. SIGTERM and SIGINT ask it to hand
+//! over what it holds and then to end, however often they come; SIGUSR2 ends it at once.
+
+mod settled;
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::{self, Receiver, Sender};
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crossbeam::queue::ArrayQueue;
 use mio::{Poll, Waker};
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+use super::addresses::{Addresses, Change};
 use super::cells::{NodeCells, ShardCell};
-use super::client::ClientSocket;
-use super::control_loop::{ControlLoop, ControlParts};
+use super::control_loop::{ControlEnd, ControlLoop, ControlParts, Holding};
+use super::cores::Settled;
 use super::multicast::Groups;
 use super::outgoing::Outgoing;
 use super::peer::Link;
@@ -26,12 +33,13 @@ use crate::app::CallApp;
 use crate::app::classify::KeyExtractor;
 use crate::app::echo::Echo;
 use crate::app::table::TableLimits;
-use crate::config::{App, Auto, Fanout, Pin, Settings, Show};
+use crate::config::{App, Auto, Fanout, Node, Pin, Settings, Show};
 use crate::engine::control::{Control, ControlConfig};
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
 use crate::proto::fixed_map::{ClusterMap, MapError, MapNode};
-use crate::types::{Boot, HostId, LocalId, Nanos, NodeId, NodeSet, Slot};
+use crate::proto::map;
+use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet, Slot};
 use crate::wire::datagram::OVERHEAD;
 use crate::wire::seal::{Opener, Sealer};
 
@@ -98,6 +106,9 @@ pub enum NodeError {
     /// The settings make no cluster map.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// The settings make no agreed cluster map.
+    #[error(transparent)]
+    Shape(#[from] map::MapError),
     /// Something else the system refused.
     #[error("cannot {what}: {error}")]
     System {
@@ -116,7 +127,8 @@ pub enum NodeError {
     },
 }
 
-fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
+/// Turns what the system said into a [`NodeError`].
+pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
     move |error| NodeError::System { what, error }
 }
 
@@ -143,10 +155,39 @@ impl Purpose {
     }
 }
 
+/// How an engine that worked has ended.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum NodeEnd {
+    /// As it was asked to.
+    Asked,
+    /// By the cluster map its life is over; the next one may join.
+    Fenced,
+}
+
 /// What can end a node.
 enum End {
-    Signal,
+    /// Hand over what it holds, then end.
+    Drain,
+    /// End at once.
+    Now,
+    Control(ControlEnd),
     Thread(String, String),
+}
+
+/// A life of a node.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// Its boot: later than that of every earlier life of the node.
+    pub boot: Boot,
+    /// The process that started it, if that is a supervisor.
+    pub supervisor: Option<u32>,
+}
+
+impl Life {
+    /// A life that begins now, under no supervisor.
+    pub fn now() -> Life {
+        Life { boot: Boot(sys_time::now().wall.0), supervisor: None }
+    }
 }
 
 /// A node whose threads run.
@@ -154,35 +195,31 @@ pub struct RunningNode {
     cells: Arc<NodeCells>,
     threads: Vec<(String, JoinHandle<Option<Value>>)>,
     ends: (Sender<End>, Receiver<End>),
+    addresses: Option<Addresses>,
 }
 
-/// Starts a node and runs it until SIGTERM or SIGINT.
+/// Starts a node's engine and runs it until it is asked to end, or its life is over.
 ///
 /// # Errors
 /// See [`NodeError`]: each says what to change.
-pub fn run_node(settings: &Settings) -> Result<(), NodeError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(system("watch for signals"))?;
+pub fn run_node(settings: &Settings, life: Life) -> Result<NodeEnd, NodeError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR2]).map_err(system("watch for signals"))?;
     quiet_panics();
-    let node = RunningNode::start(settings)?;
+    let node = RunningNode::start(settings, life)?;
     let ends = node.ends.0.clone();
     let watch = move || {
-        if signals.forever().next().is_some() {
-            let _ = ends.send(End::Signal);
+        for signal in signals.forever() {
+            let _ = ends.send(if signal == SIGUSR2 { End::Now } else { End::Drain });
         }
     };
     spawn("tandem-signals", watch)?;
-    let service = settings.service.show();
-    let serves = if settings.owner == settings.node { "serves" } else { "stands behind" };
     // Whoever started the node may not care to read it.
-    let (id, shards) = (settings.node.0, settings.shards);
-    let _ = writeln!(io::stdout(), "node {id} is up: {shards} shards, {serves} {service}");
-    let end = node.ends.1.recv().unwrap_or(End::Signal);
+    let (id, shards, service) = (settings.node.0, settings.shards, settings.service.show());
+    let _ = writeln!(io::stdout(), "node {id} is up: {shards} shards, service addresses {service}");
+    let end = node.wait(settings.drain_within);
     let reports = node.stop();
     tracing::info!(counters = %serde_json::json!(reports), "node ends");
-    match end {
-        End::Signal => Ok(()),
-        End::Thread(name, reason) => Err(NodeError::Thread { name, reason }),
-    }
+    end
 }
 
 impl RunningNode {
@@ -190,9 +227,9 @@ impl RunningNode {
     ///
     /// # Errors
     /// See [`NodeError`].
-    pub fn start(settings: &Settings) -> Result<RunningNode, NodeError> {
+    pub fn start(settings: &Settings, life: Life) -> Result<RunningNode, NodeError> {
         let map = Arc::new(cluster_map(settings)?);
-        let plan = Plan::new(settings, map);
+        let plan = Plan::new(settings, life, map);
         plan.check_files()?;
         plan.check_addresses()?;
         match settings.app {
@@ -202,10 +239,48 @@ impl RunningNode {
         }
     }
 
+    /// Waits until the node is to end. A drain may take `drain_within`.
+    fn wait(&self, drain_within: Nanos) -> Result<NodeEnd, NodeError> {
+        let mut give_up_at = None;
+        loop {
+            let end = match give_up_at {
+                Some(at) => self.ends.1.recv_deadline(at),
+                None => self.ends.1.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match end {
+                Ok(End::Drain) if give_up_at.is_none() => {
+                    tracing::info!("asked to end: handing over");
+                    give_up_at = Some(Instant::now() + Duration::from_nanos(drain_within.0));
+                    self.cells.ask_drain();
+                }
+                Ok(End::Drain) => {}
+                Ok(End::Control(ControlEnd::Fenced)) => {
+                    tracing::warn!("by the cluster map this life of the node is over");
+                    return Ok(NodeEnd::Fenced);
+                }
+                Ok(End::Control(ControlEnd::CannotLeave(why))) => {
+                    tracing::warn!("the node ends without handing over: {why}");
+                    return Ok(NodeEnd::Asked);
+                }
+                Ok(End::Control(ControlEnd::Left) | End::Now) => return Ok(NodeEnd::Asked),
+                Ok(End::Thread(name, reason)) => return Err(NodeError::Thread { name, reason }),
+                Err(_) => {
+                    tracing::warn!(
+                        "not everything was handed over within TANDEM_DRAIN_WITHIN: the node ends"
+                    );
+                    return Ok(NodeEnd::Asked);
+                }
+            }
+        }
+    }
+
     /// Ends all threads and waits for them; returns their counters.
     pub fn stop(self) -> Vec<Value> {
         self.cells.stop();
-        self.threads.into_iter().filter_map(|(_, thread)| thread.join().ok().flatten()).collect()
+        let reports =
+            self.threads.into_iter().filter_map(|(_, thread)| thread.join().ok().flatten()).collect();
+        self.addresses.into_iter().for_each(Addresses::stop);
+        reports
     }
 }
 
@@ -213,10 +288,8 @@ impl RunningNode {
 struct Plan<'a> {
     settings: &'a Settings,
     map: Arc<ClusterMap>,
-    boot: Boot,
+    life: Life,
     buffers: Buffers,
-    /// The service endpoints that this node holds.
-    endpoints: Vec<(LocalId, SocketAddr)>,
     groups: Option<Groups>,
     /// The sets this node sends to, and those it hears, by multicast.
     fanouts: Vec<NodeSet>,
@@ -224,10 +297,7 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    fn new(settings: &Settings, map: Arc<ClusterMap>) -> Plan<'_> {
-        let held = |index: &usize| map.addresses[usize::from(map.endpoints[*index])].0 == settings.node;
-        let local = |index: usize| (LocalId(index as u16), settings.service[index]);
-        let endpoints = (0..settings.service.len()).filter(held).map(local).collect();
+    fn new(settings: &Settings, life: Life, map: Arc<ClusterMap>) -> Plan<'_> {
         let groups = groups(settings);
         let (mut fanouts, mut listening) = (Vec::new(), Vec::new());
         for (owner, set) in groups.map(|_| member_sets(&map, settings.shards)).unwrap_or_default() {
@@ -239,9 +309,8 @@ impl Plan<'_> {
         }
         Plan {
             settings,
-            boot: Boot(sys_time::now().wall.0),
+            life,
             buffers: Buffers { recv: settings.rcvbuf.0, send: settings.sndbuf.0 },
-            endpoints,
             groups,
             fanouts,
             listening,
@@ -261,7 +330,7 @@ impl Plan<'_> {
         let limit = sys_thread::raise_open_files().map_err(system("read the limit of open files"))?;
         let links = self.settings.peers().count() as u64;
         let multicast = (self.fanouts.len() + self.listening.len()) as u64;
-        let shard = FILES_A_THREAD + links + multicast + self.endpoints.len() as u64;
+        let shard = FILES_A_THREAD + links + multicast + self.settings.service.len() as u64;
         let control = FILES_A_THREAD + links + 1;
         let needed = OTHER_FILES + control + shard * u64::from(self.settings.shards);
         if limit < needed { Err(NodeError::OpenFiles { needed, limit }) } else { Ok(()) }
@@ -271,11 +340,16 @@ impl Plan<'_> {
     fn check_addresses(&self) -> Result<(), NodeError> {
         let me = self.settings.node;
         let shards = (0..self.settings.shards).map(|shard| (SHARD, self.shard_address(me, shard)));
-        let service = self.endpoints.iter().map(|(_, endpoint)| (SERVICE, *endpoint));
-        for (purpose, address) in
-            [(CONTROL, self.control_address(me))].into_iter().chain(shards).chain(service)
-        {
+        for (purpose, address) in [(CONTROL, self.control_address(me))].into_iter().chain(shards) {
             sys_socket::probe_free(address).map_err(purpose.failed(address))?;
+        }
+        // A service endpoint may be held by another node on this machine, and then this node can hold it later.
+        let here = |node: &Node| UdpSocket::bind(SocketAddr::new(node.address.ip(), 0)).is_ok();
+        if self.settings.peers().any(here) {
+            return Ok(());
+        }
+        for endpoint in &self.settings.service {
+            sys_socket::bind_early(*endpoint, false).map_err(SERVICE.failed(*endpoint))?;
         }
         Ok(())
     }
@@ -293,9 +367,12 @@ impl Plan<'_> {
         for (shard, (poll, asked)) in (0..self.settings.shards).zip(polls.into_iter().zip(asked)) {
             parts.push(self.shard_parts(shard, poll, cells.clone(), rings.clone(), asked)?);
         }
-        let control = self.control(control_poll, cells.clone(), questions)?;
+        let addresses = Addresses::start(self.settings, cells.clone()).map_err(system("start a thread"))?;
+        let ends = channel::unbounded();
+        let news = (addresses.changes(), ends.0.clone());
+        let control = self.control(control_poll, cells.clone(), questions, news)?;
 
-        let mut node = RunningNode { cells, threads: Vec::new(), ends: channel::unbounded() };
+        let mut node = RunningNode { cells, threads: Vec::new(), ends, addresses: Some(addresses) };
         for parts in parts {
             let name = format!("shard-{}", parts.shard);
             let (config, app, core) =
@@ -319,13 +396,6 @@ impl Plan<'_> {
         questions: Receiver<Question>,
     ) -> Result<ShardParts, NodeError> {
         let settings = self.settings;
-        let mut clients = Vec::new();
-        for (local, endpoint) in &self.endpoints {
-            let bound = ClientSocket::bind(*local, *endpoint, self.buffers);
-            let (client, granted) = bound.map_err(SERVICE.failed(*endpoint))?;
-            self.warn_if_small(granted, *endpoint);
-            clients.push(client);
-        }
         let own = self.shard_address(settings.node, shard);
         let links = self.links(SHARD, own, |node| self.shard_address(node, shard))?;
         let (mut fanouts, mut listening) = (Vec::new(), Vec::new());
@@ -339,13 +409,17 @@ impl Plan<'_> {
                 listening.push(Link::over(groups.listen(*set, shard, self.buffers).map_err(failed)?));
             }
         }
-        let sealer = Sealer::new(&settings.sealing_key(), settings.node, self.boot, 1 + shard);
+        let sealer = Sealer::new(&settings.sealing_key(), settings.node, self.life.boot, 1 + shard);
         Ok(ShardParts {
+            node: settings.node,
+            boot: self.life.boot,
             shard,
+            endpoints: settings.service.clone(),
+            buffers: self.buffers,
             slots: settings.slots,
             batch: settings.batch,
             poll,
-            outgoing: Outgoing::new(clients, links, fanouts, sealer, cells.clone()),
+            outgoing: Outgoing::new(settings.service.len(), links, fanouts, sealer, cells.clone()),
             listening,
             opener: self.opener(),
             cells,
@@ -358,7 +432,7 @@ impl Plan<'_> {
         let settings = self.settings;
         ShardConfig {
             me: settings.node,
-            boot: self.boot,
+            boot: self.life.boot,
             shard,
             shards: settings.shards,
             map: self.map.clone(),
@@ -378,14 +452,15 @@ impl Plan<'_> {
         poll: Poll,
         cells: Arc<NodeCells>,
         shards: Vec<Sender<Question>>,
-    ) -> Result<ControlLoop<Control>, NodeError> {
+        (changes, ends): (Sender<Change>, Sender<End>),
+    ) -> Result<ControlLoop<Settled>, NodeError> {
         let settings = self.settings;
         let own = self.control_address(settings.node);
         let cluster_wide = settings.cluster_wide();
         let ceiling = Nanos(settings.suspect_after.0.saturating_mul(SUSPECT_CEILING));
-        let core = Control::new(ControlConfig {
+        let control = Control::new(ControlConfig {
             node: settings.node,
-            boot: self.boot,
+            boot: self.life.boot,
             peers: settings.peers().map(|node| node.id).collect(),
             shards: settings.shards,
             beat: settings.beat,
@@ -394,17 +469,28 @@ impl Plan<'_> {
             settings: cluster_wide.pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             settings_hash: cluster_wide.hash,
         });
+        let core = Settled { control, map: Arc::new(settled::agreed_map(settings, self.life.boot)?) };
+        // Nobody can have become the owner earlier than so long after the lease was over.
+        let grace = settings.dead_after - settings.lease;
+        let addresses = settled::service_ips(settings);
         let parts = ControlParts {
             node: settings.node,
-            boot: self.boot,
+            boot: self.life.boot,
             poll,
             links: self.links(CONTROL, own, |node| self.control_address(node))?,
             door: sys_socket::bind(own, true).map_err(CONTROL.failed(own))?,
-            sealer: Sealer::new(&settings.sealing_key(), settings.node, self.boot, 0),
+            sealer: Sealer::new(&settings.sealing_key(), settings.node, self.life.boot, 0),
             opener: self.opener(),
             cells,
             shards,
             urgent: settings.rt == Auto::Auto,
+            supervisor: self.life.supervisor,
+            holding: Holding::new((settings.node, self.life.boot), grace, &addresses, changes),
+            save: Box::new(|_| Ok(())),
+            ends: Box::new(move |end| {
+                // Nobody listens any more when the node ends already.
+                let _ = ends.send(End::Control(end));
+            }),
         };
         ControlLoop::new(core, parts).map_err(system("set up the control loop"))
     }
@@ -428,7 +514,7 @@ impl Plan<'_> {
 
     fn opener(&self) -> Opener {
         let (node, peers) = (self.settings.node, self.settings.nodes.ids());
-        Opener::new(&self.settings.sealing_key(), node, self.boot, peers)
+        Opener::new(&self.settings.sealing_key(), node, self.life.boot, peers)
     }
 
     fn warn_if_small(&self, granted: Buffers, address: SocketAddr) {
