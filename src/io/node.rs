@@ -3,6 +3,7 @@
 //! It runs under a supervisor ([`super::supervisor`]), which reads its exit status. SIGTERM and SIGINT ask it to hand
 //! over what it holds and then to end, however often they come; SIGUSR2 ends it at once.
 
+mod error;
 mod settled;
 
 use std::io::{self, Write};
@@ -19,6 +20,9 @@ use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+pub use self::error::NodeError;
+pub(in crate::io) use self::error::system;
+use self::error::{CONTROL, GROUP, Purpose, SERVICE, SHARD};
 use super::addresses::{Addresses, Change};
 use super::cells::{NodeCells, ShardCell};
 use super::control_loop::{ControlEnd, ControlLoop, ControlParts, Holding};
@@ -38,7 +42,6 @@ use crate::engine::control::{Control, ControlConfig};
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
 use crate::proto::fixed_map::{ClusterMap, MapError, MapNode};
-use crate::proto::map;
 use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet, Slot};
 use crate::wire::datagram::OVERHEAD;
 use crate::wire::seal::{Opener, Sealer};
@@ -55,105 +58,6 @@ const FILES_A_THREAD: u64 = 3;
 const SUSPECT_CEILING: u64 = 8;
 /// ...this much.
 const LEAST_SUSPECT_CEILING: Nanos = Nanos::from_millis(50);
-
-/// Why a node cannot start, or had to end.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// Somebody has the address.
-    #[error("{address} ({what}) is in use: stop the process that has it, or change {setting}")]
-    InUse {
-        /// What it was to be bound for.
-        what: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// The setting it comes from.
-        setting: &'static str,
-    },
-    /// No interface has the address.
-    #[error(
-        "{address} ({what}) is not an address of this machine: add it to an interface, or change {setting}"
-    )]
-    NotHere {
-        /// What it was to be bound for.
-        what: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// The setting it comes from.
-        setting: &'static str,
-    },
-    /// Another error of a socket.
-    #[error("{address} ({what}, from {setting}): {error}")]
-    Socket {
-        /// What it was to be bound for.
-        what: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// The setting it comes from.
-        setting: &'static str,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// Fewer open files allowed than needed.
-    #[error(
-        "this node needs {needed} open files and may have {limit}: raise the limit (ulimit -n, LimitNOFILE=)"
-    )]
-    OpenFiles {
-        /// What it needs.
-        needed: u64,
-        /// The hard limit.
-        limit: u64,
-    },
-    /// The settings make no cluster map.
-    #[error(transparent)]
-    Map(#[from] MapError),
-    /// The settings make no agreed cluster map.
-    #[error(transparent)]
-    Shape(#[from] map::MapError),
-    /// Something else the system refused.
-    #[error("cannot {what}: {error}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// A thread ended that should not have.
-    #[error("the thread {name} ended: {reason}")]
-    Thread {
-        /// Its name.
-        name: String,
-        /// What it said.
-        reason: String,
-    },
-}
-
-/// Turns what the system said into a [`NodeError`].
-pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
-    move |error| NodeError::System { what, error }
-}
-
-/// What an address is for, for error messages.
-#[derive(Copy, Clone)]
-struct Purpose {
-    what: &'static str,
-    setting: &'static str,
-}
-
-const CONTROL: Purpose = Purpose { what: "control", setting: "TANDEM_NODES" };
-const SHARD: Purpose = Purpose { what: "shards", setting: "TANDEM_NODES" };
-const SERVICE: Purpose = Purpose { what: "service endpoint", setting: "TANDEM_SERVICE" };
-const GROUP: Purpose = Purpose { what: "multicast", setting: "TANDEM_MULTICAST_GROUP" };
-
-impl Purpose {
-    fn failed(self, address: SocketAddr) -> impl FnOnce(io::Error) -> NodeError {
-        let Purpose { what, setting } = self;
-        move |error| match error.kind() {
-            io::ErrorKind::AddrInUse => NodeError::InUse { what, address, setting },
-            io::ErrorKind::AddrNotAvailable => NodeError::NotHere { what, address, setting },
-            _ => NodeError::Socket { what, address, setting, error },
-        }
-    }
-}
 
 /// How an engine that worked has ended.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

@@ -220,6 +220,7 @@ impl<C: ShardCore> ShardLoop<C> {
     /// From `epoll_wait(2)` and `timerfd_settime(2)`: the loop cannot go on.
     pub fn run(mut self) -> io::Result<serde_json::Value> {
         let mut events = Events::with_capacity(256);
+        self.arm(sys_time::now())?;
         while !self.parts.cells.stopping() {
             self.sleep(&mut events)?;
             let now = sys_time::now();
