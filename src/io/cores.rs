@@ -10,7 +10,7 @@ use super::shard_loop::ShardCore;
 use crate::app::{CallApp, Inbound, Unclassified};
 use crate::engine::control::{Control, ControlEvent};
 use crate::engine::{Outbox, Shard, ShardReport};
-use crate::proto::map::ClusterMap;
+use crate::proto::map::{ClusterMap, MapShape};
 use crate::types::{Boot, CallKey, Nanos, NodeId, NodeSet, Now};
 
 impl<A: CallApp> ShardCore for Shard<A> {
@@ -34,17 +34,20 @@ impl<A: CallApp> ShardCore for Shard<A> {
         self.on_suspects(now, suspects);
     }
 
-    // The engine's own map is made from the settings as the agreed one is, and never changes.
-    fn on_map(&mut self, _now: Now, _map: Arc<ClusterMap>) {}
-
-    fn on_lease(&mut self, _until: Nanos) {}
-
-    fn may_release(&self, _now: Nanos) -> bool {
-        true
+    fn on_map(&mut self, now: Now, map: Arc<ClusterMap>) {
+        self.on_map(now, map);
     }
 
-    fn report(&self) -> ShardReport {
-        ShardReport::default()
+    fn on_lease(&mut self, now: Now, until: Nanos) {
+        self.on_lease(now, until);
+    }
+
+    fn may_release(&self, now: Nanos) -> bool {
+        self.may_release(now)
+    }
+
+    fn report(&self) -> &ShardReport {
+        self.report()
     }
 
     fn on_timeout(&mut self, now: Now) {
@@ -75,12 +78,27 @@ impl<A: CallApp> ShardCore for Shard<A> {
     }
 }
 
-/// A control under a map that never changes and a lease that never ends.
+/// A control under a map that is made when all nodes have joined and never changes, and a lease that never ends.
 pub struct Settled {
-    /// The control.
-    pub control: Control,
-    /// The map.
-    pub map: Arc<ClusterMap>,
+    control: Control,
+    me: (NodeId, Boot),
+    shape: MapShape,
+    map: Arc<ClusterMap>,
+}
+
+impl Settled {
+    /// For this life of this node, which has met nobody yet.
+    pub fn new(control: Control, me: (NodeId, Boot), shape: MapShape) -> Settled {
+        Settled { control, me, map: Arc::new(shape.empty_map()), shape }
+    }
+
+    /// Makes the map once every node is known.
+    fn settle(&mut self) {
+        let boot = |node| if node == self.me.0 { Some(self.me.1) } else { self.joined(node) };
+        if self.map.version == 0 && self.shape.nodes.iter().all(|node| boot(node.id).is_some()) {
+            self.map = Arc::new(self.shape.first_map(|node| boot(node).unwrap_or_default()));
+        }
+    }
 }
 
 impl ControlCore for Settled {
@@ -139,6 +157,7 @@ impl ControlCore for Settled {
     }
 
     fn flush(&mut self, now: Now, outbox: &mut impl Outbox) {
+        self.settle();
         self.control.flush(now, outbox);
         for event in self.control.take_events() {
             match event {

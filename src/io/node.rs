@@ -4,7 +4,7 @@
 //! over what it holds and then to end, however often they come; SIGUSR2 ends it at once.
 
 mod error;
-mod settled;
+mod shape;
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, UdpSocket};
@@ -23,6 +23,8 @@ use signal_hook::iterator::Signals;
 pub use self::error::NodeError;
 pub(in crate::io) use self::error::system;
 use self::error::{CONTROL, GROUP, Purpose, SERVICE, SHARD};
+pub use self::shape::map_shape;
+use self::shape::service_ips;
 use super::addresses::{Addresses, Change};
 use super::cells::{NodeCells, ShardCell};
 use super::control_loop::{ControlEnd, ControlLoop, ControlParts, Holding};
@@ -37,12 +39,12 @@ use crate::app::CallApp;
 use crate::app::classify::KeyExtractor;
 use crate::app::echo::Echo;
 use crate::app::table::TableLimits;
-use crate::config::{App, Auto, Fanout, Node, Pin, Settings, Show};
+use crate::config::{App, Auto, Fanout, Lossy, Node, Pin, Settings, Show};
 use crate::engine::control::{Control, ControlConfig};
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
-use crate::proto::fixed_map::{ClusterMap, MapError, MapNode};
-use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet, Slot};
+use crate::proto::map::MapShape;
+use crate::types::{Boot, Nanos, NodeId, NodeSet};
 use crate::wire::datagram::OVERHEAD;
 use crate::wire::seal::{Opener, Sealer};
 
@@ -54,6 +56,8 @@ const QUESTIONS: usize = 8;
 const OTHER_FILES: u64 = 24;
 /// Epoll instance, waker and timer of a thread.
 const FILES_A_THREAD: u64 = 3;
+/// By multicast at most this many sets of members are reached; others get unicast.
+const MOST_MEMBER_SETS: usize = 128;
 /// However large the jitter, this many times TANDEM_SUSPECT_AFTER of silence make a suspect, and at least...
 const SUSPECT_CEILING: u64 = 8;
 /// ...this much.
@@ -132,8 +136,7 @@ impl RunningNode {
     /// # Errors
     /// See [`NodeError`].
     pub fn start(settings: &Settings, life: Life) -> Result<RunningNode, NodeError> {
-        let map = Arc::new(cluster_map(settings)?);
-        let plan = Plan::new(settings, life, map);
+        let plan = Plan::new(settings, life, map_shape(settings)?);
         plan.check_files()?;
         plan.check_addresses()?;
         match settings.app {
@@ -191,7 +194,7 @@ impl RunningNode {
 /// What is worked out before anything starts.
 struct Plan<'a> {
     settings: &'a Settings,
-    map: Arc<ClusterMap>,
+    shape: MapShape,
     life: Life,
     buffers: Buffers,
     groups: Option<Groups>,
@@ -201,15 +204,12 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    fn new(settings: &Settings, life: Life, map: Arc<ClusterMap>) -> Plan<'_> {
+    fn new(settings: &Settings, life: Life, shape: MapShape) -> Plan<'_> {
         let groups = groups(settings);
         let (mut fanouts, mut listening) = (Vec::new(), Vec::new());
-        for (owner, set) in groups.map(|_| member_sets(&map, settings.shards)).unwrap_or_default() {
-            if owner == settings.node {
-                fanouts.push(set);
-            } else if set.contains(settings.node) {
-                listening.push(set);
-            }
+        for set in groups.map(|_| member_sets(settings)).unwrap_or_default() {
+            let list = if set.contains(settings.node) { &mut listening } else { &mut fanouts };
+            list.push(set);
         }
         Plan {
             settings,
@@ -218,7 +218,7 @@ impl Plan<'_> {
             groups,
             fanouts,
             listening,
-            map,
+            shape,
         }
     }
 
@@ -339,7 +339,11 @@ impl Plan<'_> {
             boot: self.life.boot,
             shard,
             shards: settings.shards,
-            map: self.map.clone(),
+            nodes: settings.nodes.iter().map(|node| node.id).collect(),
+            map: Arc::new(self.shape.empty_map()),
+            blocked_after: settings.dead_after,
+            lossy_go: settings.lossy == Lossy::Go,
+            resync_rate: u64::from(settings.resync_mbps) * 1_000_000 / u64::from(settings.shards),
             datagram_room: settings.max_datagram() - OVERHEAD,
             window: settings.window.into(),
             retain_bytes: settings.retain_mb as usize * (1 << 20),
@@ -373,10 +377,10 @@ impl Plan<'_> {
             settings: cluster_wide.pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             settings_hash: cluster_wide.hash,
         });
-        let core = Settled { control, map: Arc::new(settled::agreed_map(settings, self.life.boot)?) };
+        let core = Settled::new(control, (settings.node, self.life.boot), self.shape.clone());
         // Nobody can have become the owner earlier than so long after the lease was over.
         let grace = settings.dead_after - settings.lease;
-        let addresses = settled::service_ips(settings);
+        let addresses = service_ips(settings);
         let parts = ControlParts {
             node: settings.node,
             boot: self.life.boot,
@@ -492,13 +496,6 @@ fn pin(core: Option<usize>) {
     }
 }
 
-fn cluster_map(settings: &Settings) -> Result<ClusterMap, MapError> {
-    let host = |id| settings.nodes.host_of(id).unwrap_or(HostId(0));
-    let nodes = settings.nodes.iter().map(|node| MapNode { id: node.id, host: host(node.id) }).collect();
-    let Settings { slots, owner, r, commit, .. } = *settings;
-    ClusterMap::fixed(slots, nodes, owner, settings.service.len(), r, commit)
-}
-
 /// Where this cluster multicasts, if it is to. Nodes with IPv6 addresses get unicast.
 fn groups(settings: &Settings) -> Option<Groups> {
     match (settings.fanout, settings.me().address) {
@@ -510,17 +507,21 @@ fn groups(settings: &Settings) -> Option<Groups> {
     }
 }
 
-/// Every set of nodes an owner sends entries to, with the owner.
-fn member_sets(map: &ClusterMap, shards: u16) -> Vec<(NodeId, NodeSet)> {
-    let mut sets = Vec::new();
-    for slot in (0..map.slots).map(Slot) {
-        let (owner, mut set) = (map.owner(slot).0, NodeSet::EMPTY);
-        map.members(slot, shards).iter().for_each(|member| set.insert(member.node));
-        set.remove(owner);
-        if set != NodeSet::EMPTY && !sets.contains(&(owner, set)) {
-            sets.push((owner, set));
+/// Every set of nodes that some owner may have to send the same entries to: two to R nodes.
+fn member_sets(settings: &Settings) -> Vec<NodeSet> {
+    let nodes: Vec<NodeId> =
+        settings.nodes.iter().map(|n| n.id).filter(|id| !settings.witness.contains(id)).collect();
+    let mut sets = vec![NodeSet::EMPTY];
+    for node in nodes {
+        for at in 0..sets.len() {
+            let mut larger = sets[at];
+            larger.insert(node);
+            if larger.0.count_ones() as usize <= settings.r && sets.len() <= MOST_MEMBER_SETS {
+                sets.push(larger);
+            }
         }
     }
+    sets.retain(|set| set.0.count_ones() >= 2);
     sets
 }
 

@@ -68,11 +68,11 @@ pub trait ShardCore {
     /// The agreed cluster map is another now.
     fn on_map(&mut self, now: Now, map: Arc<ClusterMap>);
     /// Replies may be released until then (monotonic); zero: not at all.
-    fn on_lease(&mut self, until: Nanos);
+    fn on_lease(&mut self, now: Now, until: Nanos);
     /// Whether replies that were handed over may leave at `now`, which was read just before.
     fn may_release(&self, now: Nanos) -> bool;
     /// How things stand, for the control.
-    fn report(&self) -> ShardReport;
+    fn report(&self) -> &ShardReport;
     /// [`ShardCore::next_timeout`] has passed.
     fn on_timeout(&mut self, now: Now);
     /// Writes everything to be sent.

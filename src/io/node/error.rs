@@ -3,8 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use crate::proto::fixed_map::MapError;
-use crate::proto::map;
+use crate::proto::map::MapError;
 
 /// Why a node cannot start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -56,9 +55,6 @@ pub enum NodeError {
     /// The settings make no cluster map.
     #[error(transparent)]
     Map(#[from] MapError),
-    /// The settings make no agreed cluster map.
-    #[error(transparent)]
-    Shape(#[from] map::MapError),
     /// Something else the system refused.
     #[error("cannot {what}: {error}")]
     System {

@@ -37,7 +37,7 @@ pub(super) struct Held {
     quiet_until: Nanos,
     report: ShardReport,
     reported: Nanos,
-    /// The core may have more to report by then.
+    /// When the control is told of what has changed since then.
     report_at: Option<Nanos>,
 }
 
@@ -56,7 +56,7 @@ impl<C: ShardCore> ShardLoop<C> {
         if lease != self.held.lease {
             let (had, has) = (self.held.lease > now.mono, lease > now.mono);
             self.held.lease = lease;
-            self.core.on_lease(lease);
+            self.core.on_lease(now, lease);
             if has && !had {
                 self.plan(now.mono);
             }
@@ -167,16 +167,18 @@ impl<C: ShardCore> ShardLoop<C> {
 
     /// Tells the control how things stand, if they have changed.
     pub(super) fn publish(&mut self, now: Now) {
+        self.held.report_at = None;
+        let report = self.core.report();
+        if *report == self.held.report {
+            return;
+        }
         let next = self.held.reported + REPORT_EVERY;
         if now.mono < next {
             self.held.report_at = Some(next);
             return;
         }
-        (self.held.reported, self.held.report_at) = (now.mono, None);
-        let report = self.core.report();
-        if report != self.held.report {
-            self.parts.cells.shards[usize::from(self.parts.shard)].set_report(report.clone());
-            self.held.report = report;
-        }
+        self.held.reported = now.mono;
+        self.held.report.clone_from(report);
+        self.parts.cells.shards[usize::from(self.parts.shard)].set_report(report.clone());
     }
 }

@@ -26,7 +26,7 @@ struct Fake {
     heard: Vec<String>,
     timeouts: u32,
     suspects: NodeSet,
-    map: u32,
+    report: ShardReport,
     lease: Nanos,
 }
 
@@ -51,16 +51,16 @@ impl ShardCore for Fake {
         self.suspects = suspects;
     }
     fn on_map(&mut self, _now: Now, map: Arc<ClusterMap>) {
-        self.map = map.version;
+        self.report.map = map.version;
     }
-    fn on_lease(&mut self, until: Nanos) {
+    fn on_lease(&mut self, _now: Now, until: Nanos) {
         self.lease = until;
     }
     fn may_release(&self, now: Nanos) -> bool {
         now < self.lease
     }
-    fn report(&self) -> ShardReport {
-        ShardReport { map: self.map, ..ShardReport::default() }
+    fn report(&self) -> &ShardReport {
+        &self.report
     }
     fn on_timeout(&mut self, now: Now) {
         self.timeouts += 1;
@@ -89,7 +89,7 @@ impl ShardCore for Fake {
             "heard": self.heard,
             "timeouts": self.timeouts,
             "suspects": self.suspects.0,
-            "map": self.map,
+            "map": self.report.map,
         })
     }
 }
@@ -104,7 +104,7 @@ fn fake(shard: u16) -> Fake {
         heard: Vec::new(),
         timeouts: 0,
         suspects: NodeSet::EMPTY,
-        map: 0,
+        report: ShardReport::default(),
         lease: Nanos::ZERO,
     }
 }

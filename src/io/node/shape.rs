@@ -1,10 +1,10 @@
-//! The cluster as the settings have it, before anything is agreed.
+//! The cluster as the settings have it, whatever is agreed on later.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::Settings;
-use crate::proto::map::{ClusterMap, MapAddress, MapError, MapNode, MapShape, NodeState};
-use crate::types::{Boot, HostId, Term};
+use crate::proto::map::{MapError, MapNode, MapShape, NodeState};
+use crate::types::{Boot, HostId};
 
 /// The service addresses, numbered as in the map: by their first endpoint.
 pub(super) fn service_ips(settings: &Settings) -> Vec<IpAddr> {
@@ -17,8 +17,11 @@ pub(super) fn service_ips(settings: &Settings) -> Vec<IpAddr> {
     ips
 }
 
-/// What all maps of the cluster have in common.
-pub(super) fn map_shape(settings: &Settings) -> Result<MapShape, MapError> {
+/// What all maps of the cluster have in common. Endpoints with one IP belong to one service address.
+///
+/// # Errors
+/// See [`MapError`].
+pub fn map_shape(settings: &Settings) -> Result<MapShape, MapError> {
     let ips = service_ips(settings);
     let number = |endpoint: &SocketAddr| ips.iter().position(|ip| *ip == endpoint.ip()).unwrap_or(0) as u16;
     let endpoints = settings.service.iter().map(number).collect();
@@ -34,19 +37,9 @@ pub(super) fn map_shape(settings: &Settings) -> Result<MapShape, MapError> {
     MapShape::new((slots, shards), nodes.collect(), owner, endpoints, r, commit)
 }
 
-/// A map that never changes, as this life of this node has it: every service address is TANDEM_OWNER's.
-pub(super) fn agreed_map(settings: &Settings, own: Boot) -> Result<ClusterMap, MapError> {
-    let mut map = map_shape(settings)?.empty_map();
-    map.version = 1;
-    let boot = if settings.owner == settings.node { own } else { Boot(1) };
-    map.addresses.fill(MapAddress { owner: settings.owner, boot, term: Term(1) });
-    Ok(map)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::NodeId;
 
     #[test]
     fn endpoints_of_one_address_share_its_number() {
@@ -58,8 +51,5 @@ mod tests {
         let shape = map_shape(&settings).unwrap();
         assert_eq!((shape.endpoints.clone(), shape.addresses()), (vec![0, 1, 0], 2));
         assert!(shape.nodes[2].witness && !shape.nodes[0].witness);
-        let map = agreed_map(&settings, Boot(7)).unwrap();
-        assert!(map.fits(&shape) && map.addresses[1].owner == NodeId(1));
-        assert!(!map.owns(0, NodeId(2), Boot(7)));
     }
 }
