@@ -363,8 +363,11 @@ impl<'a> Supervisor<'a> {
                     _ => (Signal::EndNow, END_GRACE),
                 };
                 kill_at = kill_at.min(now + grace);
-                // It may have ended just now.
+                // It may have ended just now. A frozen one would not hear that it is to end at once.
                 let _ = signal(engine.child.id(), what);
+                if what == Signal::EndNow {
+                    let _ = signal(engine.child.id(), Signal::Continue);
+                }
             }
             if now >= kill_at {
                 tracing::warn!("the engine does not end: it is killed");
