@@ -273,7 +273,7 @@ impl<C: ControlCore> ControlLoop<C> {
             tracing::info!(priority = %self.priority, "control loop");
         }
         let mut events = Events::with_capacity(64);
-        self.arm(sys_time::now())?;
+        self.turn(sys_time::now())?;
         while !self.cells.stopping() {
             match self.poll.poll(&mut events, None) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
