@@ -158,7 +158,8 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// For the thread `channel` (0: control, 1 + n: shard n) of this life of `node`.
+    /// For the thread `channel` (0: control, 1 + n: shard n) of this life of `node`, or for the supervisor that tells
+    /// of that life's end ([`SUPERVISOR`](super::datagram::SUPERVISOR)).
     pub fn new(cluster: &ClusterKey, node: NodeId, boot: Boot, channel: u16) -> Sealer {
         let key = cluster.datagram_key(node, boot, channel, 0);
         Sealer { cluster: cluster.clone(), node, boot, channel, counter: 0, epoch: 0, key }
@@ -213,7 +214,7 @@ pub struct Opened<'a> {
     pub version: u8,
     /// Who the plaintext is for.
     pub kind: Kind,
-    /// The sending thread: 0 is control, 1 + n is shard n.
+    /// The sending thread: 0 is control, 1 + n is shard n; or [`SUPERVISOR`](super::datagram::SUPERVISOR).
     pub channel: u16,
     /// Which life of this node the sender meant; 0 if it did not know.
     pub dst_boot: u32,
@@ -320,6 +321,7 @@ fn new_lane(lanes: &mut Vec<Lane>, from: NodeId, boot: Boot, channel: u16) -> &m
 
 #[cfg(test)]
 mod tests {
+    use super::super::datagram::SUPERVISOR;
     use super::super::replay_window::WINDOW;
     use super::*;
     use proptest::prelude::*;
@@ -426,6 +428,29 @@ mod tests {
         assert_eq!(error(&mut opener, &sealed(&mut first, 0, b"3")), Some(OpenError::OldBoot));
         let mut other_thread = Sealer::new(&key(), A, Boot(5), 0);
         assert_eq!(error(&mut opener, &sealed(&mut other_thread, 0, b"4")), Some(OpenError::OldBoot));
+    }
+
+    #[test]
+    fn a_supervisor_tells_of_the_life_that_is_over_and_of_no_other() {
+        let mut opener = opener();
+        let (mut engine, mut next) = (sealer(5), sealer(6));
+        let mut supervisor = Sealer::new(&key(), A, Boot(5), SUPERVISOR);
+        assert_eq!(error(&mut opener, &sealed(&mut engine, 0, b"1")), None);
+        let notice = sealed(&mut supervisor, 0, b"over");
+        assert_ne!(
+            notice[HEADER_LEN..],
+            sealed(&mut sealer(5), 0, b"over")[HEADER_LEN..],
+            "a key of its own"
+        );
+        assert_eq!(error(&mut opener, &notice), None);
+        assert_eq!(error(&mut opener, &notice), Some(OpenError::Replayed));
+        assert_eq!(
+            error(&mut opener, &sealed(&mut engine, 0, b"2")),
+            None,
+            "what was on its way still opens"
+        );
+        assert_eq!(error(&mut opener, &sealed(&mut next, 0, b"1")), None, "nor is the next life kept out");
+        assert_eq!(error(&mut opener, &sealed(&mut supervisor, 0, b"over")), Some(OpenError::OldBoot));
     }
 
     #[test]

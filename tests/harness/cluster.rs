@@ -15,8 +15,16 @@ use tandem::wire::seal::ClusterKey;
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) id: u16,
+    /// Its supervisor.
     pub(crate) pid: u32,
     pub(crate) control: SocketAddr,
+}
+
+impl Node {
+    /// Its engine's process.
+    pub(crate) fn engine(&self) -> u32 {
+        super::children(self.pid).first().copied().unwrap_or_else(|| panic!("node {} has no engine", self.id))
+    }
 }
 
 /// Nodes that answer questions under one key.
@@ -33,9 +41,19 @@ impl Nodes {
         self.nodes.iter().find(|node| node.id == id).unwrap()
     }
 
-    /// Sends a signal to a node.
+    /// Sends a signal to a node's engine; SIGTERM goes to its supervisor, as an operator sends it.
     pub(crate) fn signal(&self, id: u16, what: Signal) {
-        signal(self.node(id).pid, what).unwrap();
+        let node = self.node(id);
+        signal(if what == Signal::Terminate { node.pid } else { node.engine() }, what).unwrap();
+    }
+
+    /// Kills a node as the death of its host does: supervisor and engine at once.
+    pub(crate) fn kill(&self, id: u16) {
+        let node = self.node(id);
+        let engine = node.engine();
+        signal(node.pid, Signal::Kill).unwrap();
+        // It ends with its supervisor, and may have done so.
+        let _ = signal(engine, Signal::Kill);
     }
 
     /// Asks until every shard has found the time to answer: on a busy machine it may have none for a while.
@@ -151,6 +169,8 @@ pub(crate) struct Local {
     pub(crate) process: Option<Process>,
     pub(crate) nodes: Nodes,
     pub(crate) service: SocketAddr,
+    /// The processes at the beginning, supervisors and engines.
+    processes: Vec<u32>,
     folder: Folder,
 }
 
@@ -185,12 +205,13 @@ impl Local {
             let control = line.split_whitespace().last().unwrap().parse().unwrap();
             Node { id: name[1..].parse().unwrap(), pid: node["pid"].as_u64().unwrap() as u32, control }
         };
-        let nodes = described["nodes"].as_array().unwrap().iter().map(row).collect();
+        let nodes: Vec<Node> = described["nodes"].as_array().unwrap().iter().map(row).collect();
+        let processes = nodes.iter().flat_map(|node| [node.pid, node.engine()]).collect();
         let service = described["service_addresses"][0].as_str().unwrap().parse().unwrap();
         let key = args.iter().position(|arg| *arg == "--cluster-key").map(|at| args[at + 1]);
         let key = key.map_or_else(ClusterKey::loopback, |key| ClusterKey::from_hex(key).unwrap());
         let nodes = Nodes { nodes, key };
-        Local { process: Some(process), nodes, service, folder }
+        Local { process: Some(process), nodes, service, processes, folder }
     }
 
     /// Presses Ctrl-C: SIGINT for the whole process group, as a terminal sends it. The cluster must end by
@@ -206,7 +227,7 @@ impl Local {
     }
 
     pub(crate) fn assert_all_gone(&self) {
-        let lives = || self.nodes.nodes.iter().filter(|node| super::lives(node.pid)).collect::<Vec<_>>();
+        let lives = || self.processes.iter().filter(|pid| super::lives(**pid)).collect::<Vec<_>>();
         until(Duration::from_secs(5), || lives().is_empty());
         assert!(lives().is_empty(), "left over: {:?}", lives());
     }
@@ -216,8 +237,8 @@ impl Drop for Local {
     fn drop(&mut self) {
         drop(self.process.take());
         // Nodes end with their `tandem local`, but for one that a failed test has left frozen.
-        for node in self.nodes.nodes.iter().filter(|node| super::lives(node.pid)) {
-            let _ = signal(node.pid, Signal::Kill);
+        for pid in self.processes.iter().filter(|pid| super::lives(**pid)) {
+            let _ = signal(*pid, Signal::Kill);
         }
     }
 }
