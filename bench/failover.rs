@@ -160,6 +160,7 @@ fn one(cluster: &Cluster, fault: Fault, rate: f64, seed: u32) -> anyhow::Result<
         expect: Expect::Trailer,
         drain: Nanos::from_secs(2),
         sockets: None,
+        expect_failovers: 0,
     };
     let mut runner = Runner::new(load.traffic(), options)?;
     let mut victim = None;

@@ -85,7 +85,13 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let duration = Nanos::from_secs(args.duration);
     let pace = Pace { calls: Some(args.calls), speed: 1.0, duration: Some(duration), rate: None };
     let targets = cluster.service().to_vec();
-    let options = Options { targets, expect: Expect::Trailer, drain: Nanos::from_secs(2), sockets: None };
+    let options = Options {
+        targets,
+        expect: Expect::Trailer,
+        drain: Nanos::from_secs(2),
+        sockets: None,
+        expect_failovers: 0,
+    };
     let mut runner = Runner::new(Schedule::new(plan, pace), options)?;
     let mut watch = Watch::new(&cluster, args);
     let mut failed = None;
