@@ -16,6 +16,7 @@ pub mod node;
 pub mod replay;
 #[cfg(feature = "tools")]
 pub mod report;
+pub mod status;
 
 use crate::config::BadSettings;
 use std::io::{self, IsTerminal as _};
