@@ -5,6 +5,7 @@ pub mod capture;
 pub mod config;
 #[cfg(feature = "tools")]
 pub mod demo;
+pub mod drain;
 #[cfg(feature = "tools")]
 pub mod inspect;
 pub mod json;

@@ -58,6 +58,11 @@ pub fn ask_all(settings: &Settings, addresses: &[SocketAddr], patience: Nanos) -
     asked
 }
 
+/// One figure of a node's engine, summed over its shards; 0 if it does not tell.
+pub(super) fn figure(answer: &Value, name: &str) -> u64 {
+    picture::sum([answer], name).unwrap_or(0)
+}
+
 /// The control addresses of all nodes.
 pub fn addresses(settings: &Settings) -> Vec<SocketAddr> {
     settings.nodes.iter().map(|node| node.address).collect()
