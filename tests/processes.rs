@@ -91,7 +91,7 @@ fn nothing_outlives_a_cluster() {
         let cluster = Local::start(&[]);
         // Frozen and killed nodes do not keep it from ending.
         cluster.nodes.signal(2, Signal::Stop);
-        cluster.nodes.signal(3, Signal::Kill);
+        cluster.nodes.kill_host(3);
         cluster.interrupt();
 
         // Only the parent is told.
@@ -113,7 +113,7 @@ fn nothing_outlives_a_cluster() {
         // A cluster that has lost all its nodes says so.
         let mut cluster = Local::start(&["--nodes", "2"]);
         for id in [1, 2] {
-            cluster.nodes.signal(id, Signal::Kill);
+            cluster.nodes.kill_host(id);
         }
         let ended = cluster.process.take().unwrap().finish(Duration::from_secs(5));
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");

@@ -34,7 +34,8 @@ pub struct Report {
     pub released: Option<u64>,
     /// Failovers that had to go on without a complete commit set.
     pub lossy_failovers: Option<u64>,
-    /// How long after the last dead node was back every slot had all its members again, in seconds.
+    /// The longest time from a kill until every slot had all its members again, in seconds; `null` if one is still
+    /// short.
     pub redundancy_restored_s: Option<f64>,
     /// CPU time of all node processes, for one datagram sent.
     pub cpu_us_per_packet: Option<f64>,

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// How long a node may take to answer: a few ms is usual.
 const PATIENCE: Nanos = Nanos::from_millis(500);
+/// Where in an answer its node's control address is noted.
+const ASKED_AT: &str = "asked_at";
 /// How long to look at what is under way to tell its rate.
 const LOOK_FOR: Duration = Duration::from_millis(500);
 
@@ -51,7 +53,12 @@ pub fn ask_all(settings: &Settings, addresses: &[SocketAddr], patience: Nanos) -
     let mut asked = Asked { answers: Vec::new(), silent: Vec::new() };
     for address in addresses {
         match operator::ask(*address, &settings.sealing_key(), STATUS, patience) {
-            Ok(answer) => asked.answers.push(answer),
+            Ok(mut answer) => {
+                if let Some(parts) = answer.as_object_mut() {
+                    parts.insert(ASKED_AT.into(), address.to_string().into());
+                }
+                asked.answers.push(answer);
+            }
             Err(error) => asked.silent.push(error),
         }
     }

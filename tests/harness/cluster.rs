@@ -15,7 +15,10 @@ use tandem::wire::seal::ClusterKey;
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) id: u16,
+    /// The process that holds its state.
     pub(crate) pid: u32,
+    /// The process that was started; the same for a node of one process.
+    pub(crate) supervisor: u32,
     pub(crate) control: SocketAddr,
 }
 
@@ -33,9 +36,19 @@ impl Nodes {
         self.nodes.iter().find(|node| node.id == id).unwrap()
     }
 
-    /// Sends a signal to a node.
+    /// Sends a signal to the process that holds a node's state.
     pub(crate) fn signal(&self, id: u16, what: Signal) {
         signal(self.node(id).pid, what).unwrap();
+    }
+
+    /// Kills a node as the death of its host does: both its processes, so that nobody is told.
+    pub(crate) fn kill_host(&self, id: u16) {
+        let node = self.node(id);
+        signal(node.supervisor, Signal::Kill).unwrap();
+        if node.pid != node.supervisor {
+            // It may have ended with its supervisor.
+            let _ = signal(node.pid, Signal::Kill);
+        }
     }
 
     /// Asks until every shard has found the time to answer: on a busy machine it may have none for a while.
@@ -180,10 +193,11 @@ impl Local {
         let said = std::fs::read_to_string(&said).unwrap();
         let row = |node: &Value| {
             let name = node["name"].as_str().unwrap();
-            assert!(node["host"].is_string() && node["engine_pid"].is_u64(), "{described}");
+            assert!(node["host"].is_string(), "{described}");
             let line = said.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
             let control = line.split_whitespace().last().unwrap().parse().unwrap();
-            Node { id: name[1..].parse().unwrap(), pid: node["pid"].as_u64().unwrap() as u32, control }
+            let pid = |which: &str| node[which].as_u64().unwrap() as u32;
+            Node { id: name[1..].parse().unwrap(), pid: pid("engine_pid"), supervisor: pid("pid"), control }
         };
         let nodes = described["nodes"].as_array().unwrap().iter().map(row).collect();
         let service = described["service_addresses"][0].as_str().unwrap().parse().unwrap();
@@ -206,7 +220,8 @@ impl Local {
     }
 
     pub(crate) fn assert_all_gone(&self) {
-        let lives = || self.nodes.nodes.iter().filter(|node| super::lives(node.pid)).collect::<Vec<_>>();
+        let process = |node: &Node| super::lives(node.pid) || super::lives(node.supervisor);
+        let lives = || self.nodes.nodes.iter().filter(|node| process(node)).collect::<Vec<_>>();
         until(Duration::from_secs(5), || lives().is_empty());
         assert!(lives().is_empty(), "left over: {:?}", lives());
     }

@@ -14,7 +14,7 @@ use crate::types::{Nanos, NodeId};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -205,7 +205,7 @@ impl LocalCluster {
         let start = Instant::now();
         loop {
             let all = nodes.iter().map(|n| self.digests(*n)).collect::<Result<Vec<_>, _>>()?;
-            let agree = all.windows(2).all(|pair| pair[0] == pair[1]);
+            let agree = agree(&all, self.settings.r >= self.nodes.len());
             if agree || start.elapsed() > patience {
                 return Ok(agree);
             }
@@ -213,12 +213,12 @@ impl LocalCluster {
         }
     }
 
-    /// (slot, executed, digest) of every slot in use, whatever the shard.
-    fn digests(&self, node: NodeId) -> Result<BTreeSet<String>, AskError> {
+    /// (executed, digest) of every slot in use, whatever the shard.
+    fn digests(&self, node: NodeId) -> Result<Digests, AskError> {
         let answer = self.ask(node, DIGESTS)?;
         let shards = answer["shards"].as_array().into_iter().flatten();
         let slots = shards.flat_map(|shard| shard["digests"].as_array().into_iter().flatten());
-        Ok(slots.map(Value::to_string).collect())
+        Ok(slots.filter_map(|row| Some((row[0].as_u64()?, row.to_string()))).collect())
     }
 
     /// Asks until every shard of the node has found the time to answer: half an answer compares with nothing.
@@ -247,8 +247,15 @@ impl LocalCluster {
     pub fn find_engines(&mut self) {
         for at in 0..self.nodes.len() {
             if let Ok(status) = self.status(self.nodes[at].id) {
-                self.nodes[at].engine_pid = engine_pid(&status, self.nodes[at].pid);
+                self.know_engine(self.nodes[at].id, &status);
             }
+        }
+    }
+
+    /// Takes from a node's status which process its engine is.
+    pub fn know_engine(&mut self, node: NodeId, status: &Value) {
+        if let Some(node) = self.nodes.iter_mut().find(|n| n.id == node) {
+            node.engine_pid = engine_pid(status, node.pid);
         }
     }
 
@@ -274,7 +281,7 @@ impl LocalCluster {
     ///
     /// # Errors
     /// There is no such node, or it has ended.
-    pub fn kill_node(&mut self, node: NodeId) -> anyhow::Result<()> {
+    pub fn kill_node(&self, node: NodeId) -> anyhow::Result<()> {
         let (id, pid, engine) = self.node(node).map(|n| (n.id.0, n.pid, n.engine()))?;
         // The supervisor first: it must not see its engine end.
         signal(pid, Signal::Kill).with_context(|| format!("cannot kill node {id} (process {pid})"))?;
@@ -364,6 +371,17 @@ fn program() -> anyhow::Result<PathBuf> {
     }
 }
 
+/// What a node says of each slot it is a member of.
+type Digests = BTreeMap<u64, String>;
+
+/// Whether all say the same of every slot that several speak of, and, if all are members of all slots, of every slot.
+fn agree(all: &[Digests], of_all_slots: bool) -> bool {
+    let mut known = Digests::new();
+    let same = |(slot, said): (&u64, &String)| known.entry(*slot).or_insert_with(|| said.clone()) == said;
+    all.iter().flatten().all(same)
+        && (!of_all_slots || all.iter().all(|digests| digests.len() == known.len()))
+}
+
 fn joined_peers(status: &Value) -> usize {
     let peers = status["control"]["peers"].as_array();
     peers.map_or(0, |peers| peers.iter().filter(|p| p["joined"] == true).count())
@@ -412,6 +430,17 @@ mod tests {
         assert_eq!(hosts(3, None), "host1 host2 host3");
         assert_eq!(hosts(5, Some(2)), "host1 host2 host1 host2 host1");
         assert_eq!(hosts(2, Some(9)), "host1 host2");
+    }
+
+    #[test]
+    fn members_agree_slot_by_slot() {
+        let digests =
+            |rows: &[(u64, &str)]| -> Digests { rows.iter().map(|(s, d)| (*s, (*d).into())).collect() };
+        let (one, other) = (digests(&[(1, "a"), (2, "b")]), digests(&[(2, "b"), (3, "c")]));
+        assert!(agree(&[one.clone(), other.clone()], false));
+        assert!(!agree(&[one.clone(), other], true), "a slot is missing");
+        assert!(!agree(&[one.clone(), digests(&[(2, "x")])], false));
+        assert!(agree(&[one.clone(), one], true));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //!
 //! Whatever an answer leaves out is left out of the picture: nodes of another version may know less, or more.
 
+use super::ASKED_AT;
 use crate::config::Settings;
 use crate::proto::map::{ClusterMap, NodeState};
 use crate::types::{Boot, NodeId, Slot};
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a node is to those who were asked.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
@@ -206,14 +207,14 @@ fn nodes(
         None => settings.voters.contains(&id),
     };
     let masters = masters(answers);
-    let known = settings.nodes.iter().map(|node| (node.id, node.host.clone(), node.address.to_string()));
-    let mut known: Vec<_> = known.collect();
-    // Asked at an address of its own, a node may be none of TANDEM_NODES.
-    for id in answers.iter().filter_map(id_of).map(NodeId) {
-        if known.iter().all(|(k, ..)| *k != id) {
-            known.push((id, String::new(), String::new()));
-        }
-    }
+    let known: Vec<(NodeId, String, String)> = if is_of(settings, answers) {
+        settings.nodes.iter().map(|n| (n.id, n.host.clone(), n.address.to_string())).collect()
+    } else {
+        let in_map = map.into_iter().flat_map(|map| &map.nodes).map(|node| node.id);
+        let ids: BTreeSet<NodeId> = in_map.chain(answers.iter().filter_map(id_of).map(NodeId)).collect();
+        let at = |id: NodeId| answer_of(id.0).and_then(|answer| answer[ASKED_AT].as_str()).unwrap_or("-");
+        ids.into_iter().map(|id| (id, "-".to_owned(), at(id).to_owned())).collect()
+    };
     let view = |(id, host, address): (NodeId, String, String)| {
         let (answer, in_map) = (answer_of(id.0), map.and_then(|map| map.node(id)));
         let said = answer.and_then(|answer| answer["boot"].as_u64());
@@ -239,6 +240,15 @@ fn nodes(
         }
     };
     known.into_iter().map(view).collect()
+}
+
+/// Whether the settings describe the cluster that answered: asked at addresses of their own, nodes may be none of
+/// TANDEM_NODES.
+fn is_of(settings: &Settings, answers: &[Value]) -> bool {
+    answers.iter().all(|answer| match (answer[ASKED_AT].as_str(), id_of(answer)) {
+        (Some(at), Some(id)) => settings.control_address(NodeId(id)).is_some_and(|a| a.to_string() == at),
+        _ => true,
+    })
 }
 
 fn state(in_map: Option<(NodeState, Boot)>, answers: &[Value], id: u16, answered: bool) -> State {
@@ -271,6 +281,9 @@ fn masters(answers: &[Value]) -> BTreeMap<u16, u64> {
 fn addresses(settings: &Settings, map: Option<&ClusterMap>, answers: &[Value]) -> Vec<AddressView> {
     let Some(map) = map else {
         // Nodes that agree on nothing serve what the settings say.
+        if !is_of(settings, answers) {
+            return Vec::new();
+        }
         let endpoints = settings.service.iter().map(ToString::to_string).collect();
         let owner = Some(settings.owner.0);
         return vec![AddressView { endpoints, owner, term: 0, lease_left_us: None }];
@@ -294,7 +307,13 @@ fn addresses(settings: &Settings, map: Option<&ClusterMap>, answers: &[Value]) -
             lease_left_us: lease(address.owner),
         }
     };
-    map.addresses.iter().enumerate().map(view).collect()
+    let unnamed = |(number, mut address): (usize, AddressView)| {
+        if !is_of(settings, answers) {
+            address.endpoints = vec![format!("address {number}")];
+        }
+        address
+    };
+    map.addresses.iter().enumerate().map(view).enumerate().map(unnamed).collect()
 }
 
 fn slots(

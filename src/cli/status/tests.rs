@@ -101,6 +101,16 @@ redundancy  every slot has 3 members
 }
 
 #[test]
+fn nodes_that_are_none_of_the_settings_are_told_by_what_they_say() {
+    let mut answers = answers(64);
+    answers[1]["asked_at"] = json!("10.0.0.2:7100");
+    let picture = Picture::new(&settings(), &answers, None);
+    let said: Vec<_> = picture.nodes.iter().map(|n| (n.id, n.host.as_str(), n.address.as_str())).collect();
+    assert_eq!(said, [(1, "-", "-"), (2, "-", "10.0.0.2:7100"), (3, "-", "-")]);
+    assert_eq!(picture.addresses[0].endpoints, ["address 0"]);
+}
+
+#[test]
 fn a_map_that_does_not_hold_together_is_no_map() {
     for (part, value) in
         [("addresses", json!([])), ("groups", json!([])), ("shards", json!(0)), ("slots", json!("x"))]

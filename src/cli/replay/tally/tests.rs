@@ -225,7 +225,7 @@ proptest! {
             run.tally.on_reply(*call, reply, back);
         }
         run.serve_until(Nanos::from_millis(1_400));
-        let answers = run.sent as u64 - lost - unaccepted;
+        let answers = u64::from(run.sent) - lost - unaccepted;
         let counts = run.finish();
         prop_assert_eq!(fates(&counts), (unaccepted, lost, 0));
         prop_assert_eq!((counts.replied, counts.doubled_allowed), (answers, copies.len() as u64));
