@@ -1,13 +1,13 @@
 //! The end of a turn: members reply, owners fan out, committed outputs leave.
 
 use super::Outbox;
-use super::lane::Packer;
+use super::lane::{Lane, Packer};
 use super::shard::Shard;
 use super::stats::ShardStats;
 use crate::app::CallApp;
 use crate::proto::owner::follower::FrameSink;
 use crate::types::{Nanos, NodeId, NodeSet, Now, Ordinal, Position, Slot};
-use crate::wire::frame::{FRAME_HEADER_LEN, Frame, Outputs};
+use crate::wire::frame::{FRAME_HEADER_LEN, Frame, Outputs, Told};
 
 /// A bundle is not begun anew for further slots once it has grown past this.
 const MOST_BUNDLE_BYTES: usize = 256 * 1024;
@@ -15,6 +15,11 @@ const MOST_BUNDLE_BYTES: usize = 256 * 1024;
 /// What is delivered within the node takes at most this many passes of owner and member a turn; what is left
 /// after them waits for the next one.
 const LOCAL_PASSES: usize = 4;
+
+/// How long what is on the wire may wait for a bundle to be told with.
+const TOLD_AFTER: Nanos = Nanos::from_millis(2);
+/// Slots that may wait to be told of; of further ones the next header tells.
+const MOST_TOLD: usize = 1_024;
 
 /// A slot's place in the log at one member, for comparing members that are at rest.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -30,6 +35,7 @@ pub struct SlotDigest {
 impl<A: CallApp> Shard<A> {
     /// Writes everything that is to be sent into `out`, then tells when it wants to be woken.
     pub fn flush(&mut self, now: Now, out: &mut impl Outbox) {
+        self.look(now);
         for _ in 0..LOCAL_PASSES {
             if !self.flush_local(now) {
                 break;
@@ -48,16 +54,19 @@ impl<A: CallApp> Shard<A> {
             self.write_groups(now);
             self.groups.iter_mut().for_each(|(set, packer)| packer.drain(|d| out.multicast(*set, d)));
         }
+        self.release(now, out);
         for lane in self.remote_lanes() {
             let lane_is_open = open.contains(self.lanes[lane].node);
             if !self.lanes[lane].dirty.is_empty() && lane_is_open && self.write_fan_out(now, lane) {
+                self.write_told(lane);
                 self.bundle = self.bundle.wrapping_add(1);
                 self.lanes[lane].packer.frame(&Frame::Bundle(self.bundle));
                 self.lanes[lane].end_bundle(now.mono, self.bundle);
+            } else if self.lanes[lane].told_at <= now.mono {
+                self.write_told(lane);
             }
             self.lanes[lane].send(out);
         }
-        self.release(out);
         self.next = self.wake_at(now);
     }
 
@@ -71,13 +80,51 @@ impl<A: CallApp> Shard<A> {
         let held_back = |lane: usize| !self.lanes[lane].dirty.is_empty() && self.lanes[lane].trusted();
         let lanes = (0..self.lanes.len()).filter(|l| held_back(*l));
         let lanes = lanes.map(|l| self.lanes[l].opens_at(&self.rtts[l]).max(now.mono)).min();
-        self.next_timer().min(lanes.unwrap_or(Nanos::MAX)).min(self.restore_due())
+        let told = self.lanes.iter().map(|l| l.told_at).min().unwrap_or(Nanos::MAX);
+        let soon = self.next_timer().min(lanes.unwrap_or(Nanos::MAX)).min(self.restore_due()).min(told);
+        let local = &self.lanes[self.local];
+        let rest = !local.dirty.is_empty() || !local.replies.is_empty() || !local.packer.is_empty();
+        if rest { now.mono } else { soon.min(self.chores_due()) }
+    }
+
+    /// When slots are to be looked at, sealed, pulled or delivered again.
+    pub(super) fn chores_due(&self) -> Nanos {
+        self.standing.due().min(self.seal_at).min(self.resync.due()).min(self.delivering.due())
+    }
+
+    /// So many outputs of the slot are on the wire now: its other members hear it in passing, so that whoever takes
+    /// over repeats as little as can be.
+    pub(super) fn tell_released(&mut self, now: Now, index: usize) {
+        let Some(owner) = &self.slots[index].owner else { return };
+        for follower in owner.followers().iter().filter(|f| f.lane != self.local && f.eligible()) {
+            let lane = &mut self.lanes[follower.lane];
+            if lane.told.len() < MOST_TOLD && lane.told.back() != Some(&(index as u16)) {
+                lane.told.push_back(index as u16);
+                lane.told_at = lane.told_at.min(now.mono + TOLD_AFTER);
+            }
+        }
+    }
+
+    fn write_told(&mut self, lane: usize) {
+        let Shard { lanes, slots, .. } = self;
+        let lane = &mut lanes[lane];
+        lane.told_at = Nanos::MAX;
+        for index in lane.told.drain(..) {
+            let Some(owner) = &slots[usize::from(index)].owner else { continue };
+            let told = Told {
+                slot: owner.slot().0.into(),
+                term: owner.term().0.into(),
+                released: owner.released().0.into(),
+            };
+            lane.packer.frame(&Frame::Told(&told));
+        }
     }
 
     /// Owner to member and back within this node, by the same frames as over the wire.
     fn flush_local(&mut self, now: Now) -> bool {
         let lane = self.local;
-        if self.lanes[lane].dirty.is_empty() && self.lanes[lane].replies.is_empty() {
+        let Lane { dirty, replies, packer, .. } = &self.lanes[lane];
+        if dirty.is_empty() && replies.is_empty() && packer.is_empty() {
             return false;
         }
         for pass in 0..2 {
@@ -86,9 +133,11 @@ impl<A: CallApp> Shard<A> {
             } else {
                 self.write_replies(lane);
             }
-            let mut packer = std::mem::replace(&mut self.lanes[lane].packer, Packer::new(0));
+            // What the frames give rise to is written into the other one.
+            let spare = std::mem::replace(&mut self.spare, Packer::new(0));
+            let mut packer = std::mem::replace(&mut self.lanes[lane].packer, spare);
             packer.drain(|frames| self.on_frames(now, lane, frames));
-            self.lanes[lane].packer = packer;
+            self.spare = packer;
         }
         true
     }
@@ -150,7 +199,13 @@ impl<A: CallApp> Shard<A> {
         let mut packer = std::mem::replace(&mut self.lanes[lane].packer, Packer::new(0));
         while let Some(index) = self.lanes[lane].replies.pop_front() {
             let Some(seat) = &mut self.slots[usize::from(index)].seat else { continue };
-            seat.queued = false;
+            if seat.queued == Some(lane) {
+                seat.queued = None;
+            }
+            // The owner may have changed since.
+            if seat.log.owner().0 != self.lanes[lane].node {
+                continue;
+            }
             if let Some((from, to)) = seat.log.take_outputs() {
                 write_outputs(&seat.log, from, to, &mut packer);
             }
@@ -169,42 +224,19 @@ impl<A: CallApp> Shard<A> {
         self.lanes[lane].packer = packer;
     }
 
-    fn release(&mut self, out: &mut impl Outbox) {
-        while let Some(index) = self.releasing.pop_front() {
-            let slot = usize::from(index);
-            self.slots[slot].releasing = false;
-            let handed = self.changing(slot, |owner, _, _| {
-                let number = owner.slot();
-                owner.release(|local, to, bytes| out.client(number, local, to, bytes))
-            });
-            let handed = handed.unwrap_or(0);
-            self.sends.extend(std::iter::repeat_n(index, handed));
-        }
-    }
-
-    /// The kernel took `count` more of the client datagrams handed to the outbox, oldest first.
-    pub fn on_sent(&mut self, now: Now, count: usize) {
-        assert!(count <= self.sends.len(), "{count} datagrams sent, {} handed over", self.sends.len());
-        self.counts.released += count as u64;
-        for _ in 0..count {
-            let Some(index) = self.sends.pop_front() else { break };
-            let slot = usize::from(index);
-            self.changing(slot, |owner, _, _| owner.on_sent(now.mono, 1));
-            self.arm(slot);
-        }
-        self.next = self.next.min(self.next_timer());
-    }
-
     /// What happened so far, and how things stand.
     pub fn stats(&self) -> ShardStats {
         let mut stats = self.counts.clone();
         stats.hedge_after_ns = self.answer_timeout().0;
+        stats.slots_recovering = self.recovering.into();
+        let (learning, synced) = self.report().learning;
+        stats.learning = (learning.into(), synced.into());
         let mut masters = vec![0u64; usize::from(NodeId::MAX) + 1];
         for slot in &self.slots {
             if let Some(owner) = &slot.owner {
                 stats.slots_owned += 1;
                 masters[usize::from(owner.master().0)] += 1;
-                stats.slots_short += u64::from(owner.whole().0 < owner.followers().len());
+                stats.slots_short += u64::from(owner.whole().0 < usize::from(self.map.replicas));
                 stats.waiting += owner.tail().0 - owner.answered().0;
                 add_retained(&mut stats, owner.retained());
             }

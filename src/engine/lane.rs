@@ -26,6 +26,9 @@ pub(super) struct Lane {
     pub(super) dirty: VecDeque<u16>,
     /// Slots whose member here has something for the owner on that node.
     pub(super) replies: VecDeque<u16>,
+    /// Slots (by local index) of which the member on this node is to be told what is on the wire, and by when.
+    pub(super) told: VecDeque<u16>,
+    pub(super) told_at: Nanos,
     /// Bytes of entries that have gathered since the last bundle.
     pub(super) gathered: usize,
     /// The newest bundle number received from it, to be echoed.
@@ -44,6 +47,8 @@ impl Lane {
             suspect: false,
             dirty: VecDeque::new(),
             replies: VecDeque::new(),
+            told: VecDeque::new(),
+            told_at: Nanos::MAX,
             gathered: 0,
             echo: None,
             under_way: None,

@@ -6,10 +6,12 @@
 //!
 //! 1. reads the clocks once ([`Now`](crate::types::Now));
 //! 2. hands over everything that arrived: [`Shard::on_peer`] for the opened plaintext of datagrams of
-//!    other nodes, [`Shard::on_client`] for client datagrams, [`Shard::on_join`] and [`Shard::on_suspects`]
-//!    when the control's view changed, and [`Shard::on_timeout`] when [`Shard::next_timeout`] has passed;
+//!    other nodes, [`Shard::on_client`] for client datagrams, [`Shard::on_map`], [`Shard::on_lease`],
+//!    [`Shard::on_join`] and [`Shard::on_suspects`] when the control's view changed, and [`Shard::on_timeout`] when
+//!    [`Shard::next_timeout`] has passed;
 //! 3. calls [`Shard::flush`] once, which writes everything to be sent into the [`Outbox`];
-//! 4. sends, and then calls [`Shard::on_sent`] with the number of client datagrams the kernel took
+//! 4. sends: datagrams for clients only while [`Shard::may_release`] says yes to a clock read just before; then calls
+//!    [`Shard::on_sent`] with the number of client datagrams the kernel took, or that were dropped for good
 //!    (`released` is advertised only after that);
 //! 5. sleeps until something arrives or `next_timeout`.
 //!
@@ -19,9 +21,12 @@ pub mod control;
 mod flush;
 mod lane;
 mod machine;
+mod relay;
 pub mod report;
+mod resync;
 pub mod shard;
 pub mod stats;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod timers;

@@ -1,7 +1,13 @@
 //! What a shard tells its node's control about the slots it has a part in, for the cluster map.
 
+use super::shard::Shard;
+use crate::app::CallApp;
 use crate::proto::map::GroupSet;
-use crate::types::NodeId;
+use crate::types::{Nanos, NodeId, Now};
+
+/// How often the slots are looked at while something is going on, and otherwise.
+const LOOK_EVERY: Nanos = Nanos::from_millis(5);
+const LOOK_AT_REST: Nanos = Nanos::from_millis(100);
 
 /// How things stand at one shard, under one map version. Reports of all shards of a node are put together: a group is
 /// in sync, or confirmed, if it is on every shard.
@@ -26,4 +32,95 @@ pub struct ShardReport {
     pub learning: (u32, u32),
     /// Replies owned here that wait for a commit or the kernel.
     pub waiting: u64,
+}
+
+/// The newest report, and when the slots are looked at again.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    report: ShardReport,
+    look_at: Nanos,
+}
+
+impl Standing {
+    pub(super) fn report(&self) -> &ShardReport {
+        &self.report
+    }
+
+    /// Something has changed that the report is about.
+    pub(super) fn look_again(&mut self) {
+        self.look_at = Nanos::ZERO;
+    }
+
+    /// When the slots are to be looked at.
+    pub(super) fn due(&self) -> Nanos {
+        self.look_at
+    }
+
+    pub(super) fn is_learning(&self) -> bool {
+        self.report.learning.1 < self.report.learning.0
+    }
+}
+
+impl<A: CallApp> Shard<A> {
+    /// Looks at all slots, if it is time.
+    pub(super) fn look(&mut self, now: Now) {
+        if self.standing.look_at > now.mono {
+            return;
+        }
+        let report = self.make_report(now);
+        let groups = &self.map.groups;
+        let unsettled = groups.iter().any(|g| !g.past.is_empty() || !g.learners.is_empty());
+        let trouble =
+            report.recovering > 0 || report.blocked != GroupSet::default() || !report.lost.is_empty();
+        let alone = self.lanes.iter().enumerate().any(|(l, lane)| l != self.local && !lane.trusted());
+        let busy = self.map.version > 0 && (unsettled || trouble || alone && report.waiting > 0);
+        self.standing.look_at = match () {
+            () if busy => now.mono + LOOK_EVERY,
+            // Nothing owned and nothing learned: the next map says when that changes.
+            () if self.map.version == 0 => Nanos::MAX,
+            () => now.mono + LOOK_AT_REST,
+        };
+        self.standing.report = report;
+    }
+
+    fn make_report(&self, now: Now) -> ShardReport {
+        let mut report = ShardReport {
+            map: self.map.version,
+            synced: GroupSet::ALL,
+            confirmed: GroupSet::ALL,
+            recovering: self.recovering,
+            lossy: self.counts.lossy_recoveries as u32,
+            ..ShardReport::default()
+        };
+        for (index, state) in self.slots.iter().enumerate() {
+            let group = self.map.group_of(self.slot_at(index));
+            if state.recovery.is_some() {
+                report.confirmed.remove(group);
+            }
+            if let Some(owner) = &state.owner {
+                if !owner.is_confirmed() {
+                    report.confirmed.remove(group);
+                }
+                if owner.is_blocked(now.mono, self.config.blocked_after) {
+                    report.blocked.insert(group);
+                }
+                for node in owner.lost() {
+                    match report.lost.iter_mut().find(|(lost, _)| *lost == node) {
+                        Some((_, groups)) => groups.insert(group),
+                        None => report.lost.push((node, GroupSet(1 << group))),
+                    }
+                }
+                report.waiting += owner.waiting();
+            }
+            if self.map.groups[group].learner(self.config.me).is_some() {
+                let synced = state.seat.as_ref().is_some_and(|seat| seat.log.in_sync());
+                report.learning.0 += 1;
+                report.learning.1 += u32::from(synced);
+                if !synced {
+                    report.synced.remove(group);
+                }
+            }
+        }
+        report
+    }
 }

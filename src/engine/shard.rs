@@ -1,27 +1,30 @@
 //! One shard: the owner and member sides of its slots, the application, and the ways to the other nodes.
 //!
-//! Everything here is driven by the contract in [`crate::engine`]. This file takes input; `flush` writes.
+//! Everything here is driven by the contract in [`crate::engine`]. This file takes input; `flush` writes; `takeover`
+//! follows the cluster map, `relay` is for packets and replies that cross nodes, `resync` for learners.
 
 use super::lane::{Lane, Packer};
 use super::machine::SlotMachine;
+use super::relay::{Delivering, Sent, Waiting};
+use super::report::{ShardReport, Standing};
+use super::resync::Resync;
 use super::stats::{DropReason, ShardStats};
 use crate::app::table::{CallTable, TableLimits};
 use crate::app::{CallApp, Inbound};
 use crate::proto::Safeguards;
 use crate::proto::clock::LogicalClock;
-use crate::proto::fixed_map::ClusterMap;
+use crate::proto::map::ClusterMap;
 use crate::proto::member::{Member, Refused};
-use crate::proto::owner::{Owner, OwnerConfig, Stale};
+use crate::proto::owner::recovery::Recovery;
+use crate::proto::owner::{Owner, Stale};
 use crate::proto::rtt::Rtt;
-use crate::types::{Boot, CallKey, Nanos, NodeId, NodeSet, Now, Position, Slot};
+use crate::types::{Boot, CallKey, Nanos, NodeId, NodeSet, Now, Position, Slot, Term};
 use crate::wire::frame::{self, Frame, Frames};
 use crate::wire::record::{Entry, EntryKind, MAX_PAYLOAD};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 
-/// After how much quiet members are told what has been released and is stable.
-const TELL_AFTER: Nanos = Nanos::from_millis(250);
 /// How long a node must have been trusted before it gets its masterships back.
 const MASTER_BACK_AFTER: Nanos = Nanos::from_secs(1);
 /// How soon that is tried again for those that had not caught up.
@@ -42,7 +45,9 @@ pub struct ShardConfig {
     pub shard: u16,
     /// How many shards every node has.
     pub shards: u16,
-    /// The cluster map.
+    /// Every node there may ever be, this one included.
+    pub nodes: Vec<NodeId>,
+    /// The map to begin with: of version 0, as a rule.
     pub map: Arc<ClusterMap>,
     /// Most plaintext bytes in a datagram to another node.
     pub datagram_room: usize,
@@ -58,6 +63,12 @@ pub struct ShardConfig {
     pub hedge_after: Nanos,
     /// One multicast datagram for all members instead of one bundle for each.
     pub multicast: bool,
+    /// After how much waiting for a commit a slot is reported as blocked.
+    pub blocked_after: Nanos,
+    /// Whether a slot goes on with the best log left when every holder of a commit set has died at once.
+    pub lossy_go: bool,
+    /// Snapshot bytes a second that this shard takes in while it catches up; 0: no limit.
+    pub resync_rate: u64,
     /// The rules that make the slot log safe.
     pub safeguards: Safeguards,
 }
@@ -68,18 +79,37 @@ pub(super) struct Seat<A: CallApp> {
     pub(super) table: CallTable<A>,
     pub(super) ack_due: bool,
     pub(super) nak_due: Option<Position>,
-    pub(super) queued: bool,
+    /// The lane in whose queue of replies it waits.
+    pub(super) queued: Option<usize>,
 }
 
 /// What this shard has of one slot.
 pub(super) struct SlotState<A: CallApp> {
     pub(super) owner: Option<Owner>,
+    /// It is owned here, but what its log is has still to be found.
+    pub(super) recovery: Option<Box<Recovery>>,
+    /// Clients' packets that wait for that.
+    pub(super) waiting: VecDeque<Waiting>,
     pub(super) seat: Option<Seat<A>>,
     /// When its entry in the timer heap fires; others of this slot are stale.
     pub(super) scheduled: Nanos,
     /// It waits in the queue of slots whose members are to be told.
     pub(super) telling: bool,
     pub(super) releasing: bool,
+}
+
+impl<A: CallApp> SlotState<A> {
+    fn new() -> SlotState<A> {
+        SlotState {
+            owner: None,
+            recovery: None,
+            waiting: VecDeque::new(),
+            seat: None,
+            scheduled: Nanos::MAX,
+            telling: false,
+            releasing: false,
+        }
+    }
 }
 
 /// One shard of a node.
@@ -99,8 +129,8 @@ pub struct Shard<A: CallApp> {
     pub(super) tells: VecDeque<(Nanos, u16)>,
     /// How long answers take, from append to the last output.
     pub(super) answers: Rtt,
-    /// Outputs handed to the driver whose fate is not known, by local slot index.
-    pub(super) sends: VecDeque<u16>,
+    /// What was handed to the driver for clients and whose fate is not known, in order.
+    pub(super) sends: VecDeque<Sent>,
     /// Slots that may have outputs to release.
     pub(super) releasing: VecDeque<u16>,
     pub(super) restore_at: Nanos,
@@ -112,17 +142,33 @@ pub struct Shard<A: CallApp> {
     pub(super) bundle: u32,
     /// Datagrams being filled for several members at once.
     pub(super) groups: Vec<(NodeSet, Packer)>,
+    /// Filled while what the local lane holds is taken.
+    pub(super) spare: Packer,
+    /// The newest map.
+    pub(super) map: Arc<ClusterMap>,
+    /// Until when this node may release.
+    pub(super) lease: Nanos,
+    /// Slots that are being recovered, when they are asked for again, and how often they have been.
+    pub(super) recovering: u32,
+    pub(super) seal_at: Nanos,
+    pub(super) seal_round: u32,
+    /// Packets that wait for a recovery, over all slots.
+    pub(super) waiting: usize,
+    /// The newest logical time an owner said, and when that was here.
+    pub(super) heard_time: Option<Now>,
+    pub(super) delivering: Delivering,
+    pub(super) resync: Resync,
+    pub(super) standing: Standing,
 }
 
 impl<A: CallApp> Shard<A> {
     /// A shard without calls.
     pub fn new(config: ShardConfig, app: A) -> Shard<A> {
         let rtt = Rtt::new(Nanos::from_millis(2), Nanos::from_micros(500), Nanos::from_millis(100));
-        let lanes: Vec<Lane> =
-            config.map.nodes.iter().map(|n| Lane::new(n.id, config.datagram_room)).collect();
+        let lanes: Vec<Lane> = config.nodes.iter().map(|n| Lane::new(*n, config.datagram_room)).collect();
         let me = config.me;
         let Some(local) = lanes.iter().position(|l| l.node == me) else {
-            panic!("node {me} is not in the cluster map")
+            panic!("node {me} is not one of the cluster's nodes")
         };
         let mut shard = Shard {
             rtts: vec![rtt; lanes.len()],
@@ -142,38 +188,29 @@ impl<A: CallApp> Shard<A> {
             counts: ShardStats::default(),
             bundle: 0,
             groups: Vec::new(),
+            spare: Packer::new(config.datagram_room),
+            map: Arc::clone(&config.map),
+            lease: Nanos::ZERO,
+            recovering: 0,
+            seal_at: Nanos::MAX,
+            seal_round: 0,
+            waiting: 0,
+            heard_time: None,
+            delivering: Delivering::default(),
+            resync: Resync::default(),
+            standing: Standing::default(),
             config,
             app,
         };
         shard.lanes[local].boot = Some(shard.config.boot);
-        let own = (shard.config.shard..shard.config.map.slots).step_by(usize::from(shard.config.shards));
-        shard.slots = own.map(|slot| shard.new_slot(Slot(slot))).collect();
+        let own = shard.config.map.slots.saturating_sub(shard.config.shard).div_ceil(shard.config.shards);
+        shard.slots = (0..own).map(|_| SlotState::new()).collect();
         shard
     }
 
-    fn new_slot(&self, slot: Slot) -> SlotState<A> {
-        let config = &self.config;
-        let members = config.map.members(slot, config.shards);
-        let (owner, term) = config.map.owner(slot);
-        let rules = OwnerConfig {
-            commit: config.map.commit,
-            window: config.window,
-            tell_after: TELL_AFTER,
-            safeguards: config.safeguards,
-        };
-        let lane = |node| self.lane(node).unwrap_or(self.local);
-        let seat = members.iter().find(|m| m.node == config.me).map(|m| Seat {
-            log: Member::new(slot, config.me, m.join, config.digest_every, config.safeguards),
-            table: CallTable::new(slot, config.limits),
-            ack_due: false,
-            nak_due: None,
-            queued: false,
-        });
-        let mut owner = (owner == config.me).then(|| Owner::new(slot, term, rules, &members, lane));
-        if let Some(owner) = &mut owner {
-            owner.on_trust(config.me, true);
-        }
-        SlotState { owner, seat, scheduled: Nanos::MAX, telling: false, releasing: false }
+    /// The slot with this local index.
+    pub(super) fn slot_at(&self, index: usize) -> Slot {
+        Slot(index as u16 * self.config.shards + self.config.shard)
     }
 
     /// The application.
@@ -191,28 +228,35 @@ impl<A: CallApp> Shard<A> {
     }
 
     /// The local index of `slot`, if it is this shard's.
-    fn index(&self, slot: u16) -> Option<usize> {
-        let here = slot < self.config.map.slots && slot % self.config.shards == self.config.shard;
+    pub(super) fn index(&self, slot: u16) -> Option<usize> {
+        let here = slot < self.map.slots && slot % self.config.shards == self.config.shard;
         here.then(|| usize::from(slot / self.config.shards))
     }
 
     /// Takes a client's datagram that the application classified as `key`: it becomes an entry of its slot.
     pub fn on_client(&mut self, now: Now, key: CallKey, packet: &Inbound<'_>) -> Result<(), DropReason> {
         let result = self.append_packet(now, key, packet);
-        match result {
-            Ok(()) => self.counts.entries += 1,
-            Err(reason) => self.counts.drop(reason),
+        if let Err(reason) = result {
+            self.counts.drop(reason);
         }
         result
     }
 
-    fn append_packet(&mut self, now: Now, key: CallKey, packet: &Inbound<'_>) -> Result<(), DropReason> {
-        let index = self.index(key.slot(self.config.map.slots).0).ok_or(DropReason::WrongShard)?;
-        if self.slots[index].owner.is_none() {
-            return Err(DropReason::NotOwner);
-        }
+    pub(super) fn append_packet(
+        &mut self,
+        now: Now,
+        key: CallKey,
+        packet: &Inbound<'_>,
+    ) -> Result<(), DropReason> {
+        let index = self.index(key.slot(self.map.slots).0).ok_or(DropReason::WrongShard)?;
         if packet.payload.len() > MAX_PAYLOAD {
             return Err(DropReason::TooLong);
+        }
+        if self.slots[index].recovery.is_some() {
+            return self.wait_for_recovery(index, key, packet);
+        }
+        if self.slots[index].owner.is_none() {
+            return self.forward(index, key, packet);
         }
         if self.retained > self.config.retain_bytes && !self.give_up_lost_members(now) {
             return Err(DropReason::RetainFull);
@@ -226,14 +270,17 @@ impl<A: CallApp> Shard<A> {
             local: packet.local,
             payload: packet.payload,
         };
-        self.append(now, index, kind).map_err(|()| DropReason::WindowFull)
+        self.append(now, index, kind).map_err(|()| DropReason::WindowFull)?;
+        self.counts.entries += 1;
+        Ok(())
     }
 
     pub(super) fn append(&mut self, now: Now, index: usize, kind: EntryKind<'_>) -> Result<(), ()> {
         let time = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
         let before = self.retained;
-        let appended =
-            self.changing(index, |owner, _, _| owner.append(now.mono, Entry { time, kind }).is_ok());
+        let appended = self.changing(index, |owner, _, _| {
+            owner.append(now.mono, Entry { time, term: Term(0), kind }).is_ok()
+        });
         if appended != Some(true) {
             return Err(());
         }
@@ -297,9 +344,6 @@ impl<A: CallApp> Shard<A> {
         }
         self.lanes[lane].boot = Some(boot);
         self.lanes[lane].forget();
-        for index in 0..self.slots.len() {
-            self.changing(index, |owner, _, _| owner.on_new_life(node, boot));
-        }
         self.trust(now, lane);
     }
 
@@ -316,14 +360,17 @@ impl<A: CallApp> Shard<A> {
     }
 
     fn trust(&mut self, now: Now, lane: usize) {
-        let (node, trusted) = (self.lanes[lane].node, self.lanes[lane].trusted());
+        let node = self.lanes[lane].node;
+        let trusted = self.lanes[lane].trusted();
+        let boot = self.lanes[lane].boot.filter(|_| trusted);
         for index in 0..self.slots.len() {
-            self.changing(index, |owner, _, _| owner.on_trust(node, trusted));
+            self.changing(index, |owner, _, _| owner.on_trust(node, boot));
             self.enqueue(index);
             self.arm(index);
         }
         if trusted {
             self.restore_at = now.mono + MASTER_BACK_AFTER;
+            self.seal_at = self.seal_at.min(now.mono);
         }
     }
 
@@ -387,19 +434,20 @@ impl<A: CallApp> Shard<A> {
                     self.rtts[lane].sample(sample);
                 }
             }
-            Frame::Start(start) => self.tell_member(lane, start.slot.get(), |member, machine, owner| {
+            Frame::Start(start) => self.tell_member(now, lane, start.slot.get(), |member, machine, owner| {
                 member.on_start(start, owner, machine).map(|()| None)
             }),
             Frame::Segment(header, entries) => {
-                self.tell_member(lane, header.slot.get(), |member, machine, owner| {
+                self.tell_member(now, lane, header.slot.get(), |member, machine, owner| {
                     member.on_segment(header, entries, owner, machine)
                 })
             }
             Frame::Emit(emit) => {
-                self.tell_member(lane, emit.slot.get(), |member, _, owner| {
+                self.tell_member(now, lane, emit.slot.get(), |member, _, owner| {
                     member.on_emit(emit, owner).map(|()| None)
                 });
             }
+            Frame::Told(told) => self.on_told(lane, told),
             Frame::Ack(ack) => self.on_ack(now, lane, ack),
             Frame::Nak(nak) => {
                 self.counts.naks += 1;
@@ -417,6 +465,15 @@ impl<A: CallApp> Shard<A> {
                 self.counts.repeated_outputs += u64::from(taken.repeated);
                 self.counts.rescued_outputs += if rescued { u64::from(taken.new) } else { 0 };
             }
+            Frame::Seal(seal) => self.on_seal(lane, seal),
+            Frame::Sealed(sealed) => self.on_sealed(now, lane, sealed),
+            Frame::Fetch(fetch) => self.on_fetch(lane, fetch),
+            Frame::Fetched(fetched, entries) => self.on_fetched(now, lane, fetched, entries),
+            Frame::Forward(forward, payload) => self.on_forward(now, forward, payload),
+            Frame::Deliver(deliver, payload) => self.on_deliver(lane, deliver, payload),
+            Frame::DeliverAck(ack) => self.on_deliver_ack(now, lane, ack),
+            Frame::Pull(pull) => self.on_pull(lane, pull),
+            Frame::Chunk(chunk, bytes) => self.on_chunk(now, lane, chunk, bytes),
         }
     }
 
@@ -427,38 +484,55 @@ impl<A: CallApp> Shard<A> {
     /// Hands a frame of the owner on `lane` to the member here, which then owes it a reply.
     fn tell_member(
         &mut self,
+        now: Now,
         lane: usize,
         slot: u16,
-        take: impl FnOnce(&mut Member, &mut SlotMachine<'_, A>, Boot) -> Result<Option<Position>, Refused>,
+        take: impl FnOnce(
+            &mut Member,
+            &mut SlotMachine<'_, A>,
+            (NodeId, Boot),
+        ) -> Result<Option<Position>, Refused>,
     ) {
         let index = self.index(slot);
-        let from_owner = index.is_some() && self.config.map.owner(Slot(slot)).0 == self.lanes[lane].node;
-        let seat = index.and_then(|i| self.slots[i].seat.as_mut()).filter(|_| from_owner);
+        let seat = index.and_then(|i| self.slots[i].seat.as_mut());
         let (Some(index), Some(seat)) = (index, seat) else {
             self.counts.drop_no_slot += 1;
             return;
         };
         let limits = self.config.limits;
         let mut machine = SlotMachine { app: &self.app, table: &mut seat.table, limits };
-        let owner = self.lanes[lane].boot.unwrap_or_default();
+        let owner = (self.lanes[lane].node, self.lanes[lane].boot.unwrap_or_default());
         match take(&mut seat.log, &mut machine, owner) {
             Ok(missing) => {
                 seat.ack_due = true;
                 let gap = seat.log.held().next();
                 seat.nak_due = missing.or(seat.nak_due.filter(|from| *from == gap));
+                let time = seat.log.last_time();
+                if self.heard_time.is_none_or(|heard| heard.wall < time) {
+                    self.heard_time = Some(Now { mono: now.mono, wall: time });
+                }
+                if seat.queued != Some(lane) {
+                    seat.queued = Some(lane);
+                    self.lanes[lane].replies.push_back(index as u16);
+                }
             }
             Err(Refused::Malformed) => self.counts.drop_malformed += 1,
-            Err(Refused::Term | Refused::Behind) => self.counts.refused_segments += 1,
+            Err(Refused::Term | Refused::Behind | Refused::Lost) => self.counts.refused_segments += 1,
             Err(Refused::Join) => self.counts.drop_incarnation += 1,
         }
-        if !seat.queued {
-            seat.queued = true;
-            self.lanes[lane].replies.push_back(index as u16);
+    }
+
+    /// What an owner says in passing, and expects no answer to.
+    fn on_told(&mut self, lane: usize, told: &frame::Told) {
+        let owner = (self.lanes[lane].node, self.lanes[lane].boot.unwrap_or_default());
+        let seat = self.index(told.slot.get()).and_then(|i| self.slots[i].seat.as_mut());
+        if seat.is_none_or(|seat| seat.log.on_told(told, owner).is_err()) {
+            self.counts.drop_no_slot += 1;
         }
     }
 
     /// Hands a frame of the member on `lane` to the owner here, then sees what that allows.
-    fn tell_owner<T>(
+    pub(super) fn tell_owner<T>(
         &mut self,
         lane: usize,
         slot: u16,
@@ -491,6 +565,16 @@ impl<A: CallApp> Shard<A> {
         self.enqueue(index);
         self.arm(index);
         result.ok()
+    }
+
+    /// How things stand, for the control: as of the last turn in which that was looked at.
+    pub fn report(&self) -> &ShardReport {
+        self.standing.report()
+    }
+
+    /// The newest map it was given.
+    pub fn map(&self) -> &ClusterMap {
+        &self.map
     }
 
     pub(super) fn answer_timeout(&self) -> Nanos {

@@ -15,6 +15,8 @@ pub enum DropReason {
     WindowFull,
     /// As many bytes are retained as the shard may, and no member could be given up.
     RetainFull,
+    /// As many packets wait for their slot's recovery as may.
+    Recovering,
 }
 
 /// What one shard has done since it started. Grows only, but for the gauges at the end.
@@ -57,6 +59,32 @@ pub struct ShardStats {
     pub drop_window_full: u64,
     /// Client datagrams dropped: retained bytes at their limit.
     pub drop_retain_full: u64,
+    /// Client datagrams dropped: too many wait for a recovery.
+    pub drop_recovering: u64,
+    /// Client datagrams passed on to the node that owns their slot, and taken from others.
+    pub forwarded: u64,
+    /// See `forwarded`.
+    pub forwards_taken: u64,
+    /// Outputs passed on to the node that holds the address they leave from, and how often again.
+    pub delivered: u64,
+    /// See `delivered`.
+    pub delivered_again: u64,
+    /// Outputs of other owners given to clients here, and dropped: out of turn, or for an address not held.
+    pub deliveries_taken: u64,
+    /// See `deliveries_taken`.
+    pub deliveries_refused: u64,
+    /// Slots recovered after their owner changed.
+    pub recoveries: u64,
+    /// Of those, the ones for which no complete commit set was left.
+    pub lossy_recoveries: u64,
+    /// Turns in which replies had to wait for a lease.
+    pub lease_waits: u64,
+    /// Snapshot bytes taken in, and snapshots given out.
+    pub resync_bytes: u64,
+    /// See `resync_bytes`.
+    pub snapshots_given: u64,
+    /// Snapshots that could not be used.
+    pub snapshots_refused: u64,
     /// Frames dropped: of another term, or of an old owner.
     pub drop_term: u64,
     /// Frames dropped: of another incarnation, or of a node that has not joined.
@@ -79,6 +107,10 @@ pub struct ShardStats {
     pub calls_bytes: u64,
     /// Gauge: slots this shard owns.
     pub slots_owned: u64,
+    /// Gauge: slots this shard owns and is still recovering.
+    pub slots_recovering: u64,
+    /// Gauge: slots this shard is a learner of, and how many of them are in sync.
+    pub learning: (u64, u64),
     /// Gauge: slots this shard is a member of.
     pub slots_member: u64,
     /// Gauge: owned slots by master, as (node, slots).
@@ -106,6 +138,7 @@ impl ShardStats {
             DropReason::TooLong => self.drop_too_long += 1,
             DropReason::WindowFull => self.drop_window_full += 1,
             DropReason::RetainFull => self.drop_retain_full += 1,
+            DropReason::Recovering => self.drop_recovering += 1,
         }
     }
 }

@@ -71,6 +71,15 @@ impl<A: CallApp> Shard<A> {
         if self.restore_at <= now.mono {
             self.restore_masters(now);
         }
+        if self.seal_at <= now.mono {
+            self.seal(now);
+        }
+        if self.resync.due() <= now.mono {
+            self.resync(now);
+        }
+        if self.delivering.due() <= now.mono {
+            self.deliver_again(now);
+        }
         while let Some(Reverse((at, index))) = self.timers.peek().copied() {
             if at > now.mono {
                 break;

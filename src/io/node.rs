@@ -26,12 +26,12 @@ use crate::app::CallApp;
 use crate::app::classify::KeyExtractor;
 use crate::app::echo::Echo;
 use crate::app::table::TableLimits;
-use crate::config::{App, Auto, Fanout, Pin, Settings, Show};
+use crate::config::{App, Auto, Fanout, Lossy, Pin, Settings, Show};
 use crate::engine::control::{Control, ControlConfig};
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
-use crate::proto::fixed_map::{ClusterMap, MapError, MapNode};
-use crate::types::{Boot, HostId, LocalId, Nanos, NodeId, NodeSet, Slot};
+use crate::proto::map::{ClusterMap, MapError, MapNode, MapShape, NodeState};
+use crate::types::{Boot, HostId, LocalId, Nanos, NodeId, NodeSet};
 use crate::wire::datagram::OVERHEAD;
 use crate::wire::seal::{Opener, Sealer};
 
@@ -43,6 +43,8 @@ const QUESTIONS: usize = 8;
 const OTHER_FILES: u64 = 24;
 /// Epoll instance, waker and timer of a thread.
 const FILES_A_THREAD: u64 = 3;
+/// By multicast at most this many sets of members are reached; others get unicast.
+const MOST_MEMBER_SETS: usize = 128;
 /// However large the jitter, this many times TANDEM_SUSPECT_AFTER of silence make a suspect, and at least...
 const SUSPECT_CEILING: u64 = 8;
 /// ...this much.
@@ -225,17 +227,14 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     fn new(settings: &Settings, map: Arc<ClusterMap>) -> Plan<'_> {
-        let held = |index: &usize| map.addresses[usize::from(map.endpoints[*index])].0 == settings.node;
+        let held = |index: &usize| map.addresses[usize::from(map.endpoints[*index])].owner == settings.node;
         let local = |index: usize| (LocalId(index as u16), settings.service[index]);
         let endpoints = (0..settings.service.len()).filter(held).map(local).collect();
         let groups = groups(settings);
         let (mut fanouts, mut listening) = (Vec::new(), Vec::new());
-        for (owner, set) in groups.map(|_| member_sets(&map, settings.shards)).unwrap_or_default() {
-            if owner == settings.node {
-                fanouts.push(set);
-            } else if set.contains(settings.node) {
-                listening.push(set);
-            }
+        for set in groups.map(|_| member_sets(settings)).unwrap_or_default() {
+            let list = if set.contains(settings.node) { &mut listening } else { &mut fanouts };
+            list.push(set);
         }
         Plan {
             settings,
@@ -361,7 +360,11 @@ impl Plan<'_> {
             boot: self.boot,
             shard,
             shards: settings.shards,
+            nodes: settings.nodes.iter().map(|node| node.id).collect(),
             map: self.map.clone(),
+            blocked_after: settings.dead_after,
+            lossy_go: settings.lossy == Lossy::Go,
+            resync_rate: u64::from(settings.resync_mbps) * 1_000_000 / u64::from(settings.shards),
             datagram_room: settings.max_datagram() - OVERHEAD,
             window: settings.window.into(),
             retain_bytes: settings.retain_mb as usize * (1 << 20),
@@ -502,11 +505,31 @@ fn pin(core: Option<usize>) {
     }
 }
 
+/// What all maps of the cluster have in common. Endpoints with one IP belong to one service address.
+pub fn map_shape(settings: &Settings) -> Result<MapShape, MapError> {
+    let nodes = settings.nodes.iter().map(|node| MapNode {
+        id: node.id,
+        host: settings.nodes.host_of(node.id).unwrap_or(HostId(0)),
+        boot: Boot(0),
+        state: NodeState::Gone,
+        witness: settings.witness.contains(&node.id),
+        birth: 0,
+    });
+    let mut addresses = Vec::new();
+    let mut number = |endpoint: &SocketAddr| match addresses.iter().position(|ip| *ip == endpoint.ip()) {
+        Some(known) => known as u16,
+        None => {
+            addresses.push(endpoint.ip());
+            addresses.len() as u16 - 1
+        }
+    };
+    let endpoints = settings.service.iter().map(&mut number).collect();
+    let Settings { slots, shards, owner, r, commit, .. } = *settings;
+    MapShape::new((slots, shards), nodes.collect(), owner, endpoints, r, commit)
+}
+
 fn cluster_map(settings: &Settings) -> Result<ClusterMap, MapError> {
-    let host = |id| settings.nodes.host_of(id).unwrap_or(HostId(0));
-    let nodes = settings.nodes.iter().map(|node| MapNode { id: node.id, host: host(node.id) }).collect();
-    let Settings { slots, owner, r, commit, .. } = *settings;
-    ClusterMap::fixed(slots, nodes, owner, settings.service.len(), r, commit)
+    Ok(map_shape(settings)?.first_map(|_| Boot(1)))
 }
 
 /// Where this cluster multicasts, if it is to. Nodes with IPv6 addresses get unicast.
@@ -520,17 +543,21 @@ fn groups(settings: &Settings) -> Option<Groups> {
     }
 }
 
-/// Every set of nodes an owner sends entries to, with the owner.
-fn member_sets(map: &ClusterMap, shards: u16) -> Vec<(NodeId, NodeSet)> {
-    let mut sets = Vec::new();
-    for slot in (0..map.slots).map(Slot) {
-        let (owner, mut set) = (map.owner(slot).0, NodeSet::EMPTY);
-        map.members(slot, shards).iter().for_each(|member| set.insert(member.node));
-        set.remove(owner);
-        if set != NodeSet::EMPTY && !sets.contains(&(owner, set)) {
-            sets.push((owner, set));
+/// Every set of nodes that some owner may have to send the same entries to: two to R nodes.
+fn member_sets(settings: &Settings) -> Vec<NodeSet> {
+    let nodes: Vec<NodeId> =
+        settings.nodes.iter().map(|n| n.id).filter(|id| !settings.witness.contains(id)).collect();
+    let mut sets = vec![NodeSet::EMPTY];
+    for node in nodes {
+        for at in 0..sets.len() {
+            let mut larger = sets[at];
+            larger.insert(node);
+            if larger.0.count_ones() as usize <= settings.r && sets.len() <= MOST_MEMBER_SETS {
+                sets.push(larger);
+            }
         }
     }
+    sets.retain(|set| set.0.count_ones() >= 2);
     sets
 }
 

@@ -29,6 +29,13 @@ impl LogicalClock {
         LogicalClock { logical: last, mono: now.mono }
     }
 
+    /// Logical time is at least `time` now: an entry says so.
+    pub fn advance(&mut self, time: Nanos, now: Now) {
+        if self.read(now) < time {
+            *self = LogicalClock::resume(time, now);
+        }
+    }
+
     /// Logical time, in ns since 1970; never less than it said before.
     pub fn read(&mut self, now: Now) -> Nanos {
         let elapsed = now.mono.since(self.mono);

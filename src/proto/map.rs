@@ -210,6 +210,39 @@ impl MapShape {
         usize::from(self.slots / self.shards).clamp(1, MAX_GROUPS)
     }
 
+    /// Version 1 of a cluster in which every node lives, in the life that `boot` says: what the voters would agree on
+    /// first. Each group's members follow one another around the ring of nodes, every other round backwards, so that
+    /// a node's masterships fall to both its neighbours; on two hosts whenever there are two.
+    pub fn first_map(&self, boot: impl Fn(NodeId) -> Boot) -> ClusterMap {
+        let mut map = self.empty_map();
+        map.version = 1;
+        for node in &mut map.nodes {
+            (node.boot, node.state) = (boot(node.id), NodeState::Live);
+        }
+        let holders: Vec<&MapNode> = self.nodes.iter().filter(|n| !n.witness).collect();
+        let count = holders.len();
+        for (turn, group) in map.groups.iter_mut().enumerate() {
+            let step = if (turn / count).is_multiple_of(2) { 1 } else { count - 1 };
+            let ring = (0..count).map(|n| holders[(turn + n * step) % count]);
+            let mut picked: Vec<&MapNode> = ring.clone().take(self.replicas.into()).collect();
+            let other = ring.clone().find(|n| n.host != picked[0].host);
+            if let Some(other) =
+                other.filter(|_| picked.len() > 1 && picked.iter().all(|n| n.host == picked[0].host))
+            {
+                picked.pop();
+                picked.push(other);
+            }
+            let member = |n: &&MapNode| MapMember { node: n.id, host: n.host, boot: boot(n.id), join: 1 };
+            group.members = picked.iter().map(member).collect();
+        }
+        let first = holders.iter().position(|n| n.id == self.owner).unwrap_or(0);
+        for (turn, address) in map.addresses.iter_mut().enumerate() {
+            let owner = holders[(first + turn) % count].id;
+            *address = MapAddress { owner, boot: boot(owner), term: Term(1) };
+        }
+        map
+    }
+
     /// Version 0: nobody has joined.
     pub fn empty_map(&self) -> ClusterMap {
         let nobody = MapAddress { owner: NodeId(0), boot: Boot(0), term: Term(0) };

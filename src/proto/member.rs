@@ -2,6 +2,17 @@
 //!
 //! Executing before commit (speculation) is what makes failover free of replay: whichever member the newest
 //! header names as master already has every output that is not yet released, and sends it.
+//!
+//! - this file: holding, executing, and what is told to the owner;
+//! - [`seal`]: how a member changes owners: promise, answer, Start;
+//! - [`learn`]: how a learner becomes whole: entries are kept unexecuted until a snapshot has come.
+
+mod learn;
+mod seal;
+#[cfg(test)]
+mod tests;
+
+pub use learn::SnapshotHead;
 
 use super::Safeguards;
 use super::record_log::RecordLog;
@@ -52,8 +63,10 @@ pub enum Refused {
     Term,
     /// A Start for another incarnation of this member.
     Join,
-    /// A Start whose tail this member cannot continue from: it lacks entries.
+    /// A Start whose tail is not where this member stands, or a snapshot that does not fit.
     Behind,
+    /// This member's log conflicted with what survived: it counts for nothing until it joins anew.
+    Lost,
     /// Entries that do not parse, or whose time goes back.
     Malformed,
 }
@@ -64,15 +77,29 @@ pub struct Member {
     slot: Slot,
     me: NodeId,
     join: u32,
+    /// Nothing of a lower term is followed any more.
+    promised: Term,
+    /// The term installed: its entries are taken.
     term: Term,
-    /// The life of the owner that began the term: a later life has forgotten what it sequenced.
-    owner: Boot,
+    /// The owner that began it, in which life: a later life has forgotten what it sequenced.
+    owner: (NodeId, Boot),
+    /// Its log conflicted with what survived: see [`Refused::Lost`].
+    lost: bool,
+    /// It has entries but not the state before them: see [`learn`].
+    learning: bool,
     /// Held entries; `entries.next()` is the first position not held.
     entries: RecordLog,
+    /// The term of the last entry held, and of the one before the first kept.
+    last_term: Term,
+    before: Term,
     executed: Position,
     last_time: Nanos,
     /// Kept outputs by ordinal.
     outputs: RecordLog,
+    /// The highest `committed` and `released` a header of this term said.
+    told: (Position, Ordinal),
+    /// How many outputs there were at the snapshot this member began with.
+    began_with: Ordinal,
     master: NodeId,
     master_seq: u32,
     /// As master: the first output not yet sent to the owner.
@@ -92,12 +119,19 @@ impl Member {
             slot,
             me,
             join,
+            promised: Term(0),
             term: Term(0),
-            owner: Boot(0),
+            owner: (NodeId(0), Boot(0)),
+            lost: false,
+            learning: false,
             entries: RecordLog::new(1),
+            last_term: Term(0),
+            before: Term(0),
             executed: Position(0),
             last_time: Nanos::ZERO,
             outputs: RecordLog::new(0),
+            told: (Position(0), Ordinal(0)),
+            began_with: Ordinal(0),
             master: NodeId(0),
             master_seq: 0,
             send_from: 0,
@@ -117,6 +151,21 @@ impl Member {
     /// The last position held.
     pub fn held(&self) -> Position {
         Position(self.entries.next() - 1)
+    }
+
+    /// The join version of its incarnation.
+    pub fn join(&self) -> u32 {
+        self.join
+    }
+
+    /// Logical time of the last entry executed.
+    pub fn last_time(&self) -> Nanos {
+        self.last_time
+    }
+
+    /// The member whose outputs go out, as far as it knows.
+    pub fn master(&self) -> NodeId {
+        self.master
     }
 
     /// The last position executed.
@@ -149,42 +198,6 @@ impl Member {
         self.master == self.me
     }
 
-    /// Installs a term. A tail beyond what the new term kept was speculation that did not survive: its
-    /// state cannot be taken back entry by entry, so the member starts over (and must be brought back in).
-    pub fn on_start(
-        &mut self,
-        start: &frame::Start,
-        owner: Boot,
-        machine: &mut impl Machine,
-    ) -> Result<(), Refused> {
-        let term = Term(start.term.get());
-        if term <= self.term {
-            return if self.follows(start.term.get(), owner) { Ok(()) } else { Err(Refused::Term) };
-        }
-        if start.join.get() != self.join {
-            return Err(Refused::Join);
-        }
-        if start.tail.get() > self.held().0 {
-            return Err(Refused::Behind);
-        }
-        if start.tail.get() < self.held().0 {
-            machine.reset();
-            let (slot, me, join, every) = (self.slot, self.me, self.join, self.digest_every);
-            *self = Member::new(slot, me, join, every, self.safeguards);
-            if start.tail.get() > 0 {
-                return Err(Refused::Behind);
-            }
-        }
-        (self.term, self.owner) = (term, owner);
-        self.master_seq = 0;
-        Ok(())
-    }
-
-    /// Whether what comes from the owner's life `owner` in `term` is of the installed term.
-    fn follows(&self, term: u32, owner: Boot) -> bool {
-        self.term != Term(0) && Term(term) == self.term && owner == self.owner
-    }
-
     /// Takes a segment: the header first (the newest one says who is master, and what nobody needs any
     /// more), then the entries that continue the log. Returns the first missing position, if there is one to
     /// be asked for.
@@ -192,12 +205,10 @@ impl Member {
         &mut self,
         header: &frame::Segment,
         entries: &[u8],
-        owner: Boot,
+        owner: (NodeId, Boot),
         machine: &mut impl Machine,
     ) -> Result<Option<Position>, Refused> {
-        if !self.follows(header.term.get(), owner) {
-            return Err(Refused::Term);
-        }
+        self.follow(header.term.get(), owner)?;
         self.on_header(header);
         let first = header.first.get();
         if self.safeguards.in_order && first > self.entries.next() {
@@ -205,15 +216,24 @@ impl Member {
         }
         if self.safeguards.in_order {
             // Before the new ones: a log that is empty now and then stays at the start of its buffer, in the cache.
-            self.entries.release_to(header.stable.get().min(self.executed.0) + 1);
+            self.forget(header.stable.get().min(self.executed.0) + 1);
         }
         self.on_entries(first, usize::from(header.count.get()), entries, machine)?;
         Ok(None)
     }
 
+    /// Drops the entries before `position`.
+    fn forget(&mut self, position: u64) {
+        let last = self.entries.get(position.min(self.entries.next()).saturating_sub(1));
+        if let Some((entry, _, _)) = last.and_then(Entry::read) {
+            self.before = entry.term;
+        }
+        self.entries.release_to(position);
+    }
+
     fn on_header(&mut self, header: &frame::Segment) {
-        let released = header.released.get().min(self.outputs.next());
-        self.outputs.release_to(released);
+        self.told.0 = self.told.0.max(Position(header.committed.get()));
+        self.on_released(header.released.get());
         if header.master_seq.get() > self.master_seq || self.master == NodeId(0) {
             let was_master = self.is_master();
             self.master_seq = header.master_seq.get();
@@ -222,6 +242,21 @@ impl Member {
                 self.send_from = self.outputs.first();
             }
         }
+    }
+
+    /// So many outputs of the slot are on the wire.
+    fn on_released(&mut self, released: u64) {
+        self.told.1 = self.told.1.max(Ordinal(released));
+        if !self.learning {
+            self.outputs.release_to(released.min(self.outputs.next()));
+        }
+    }
+
+    /// As the header of a segment, for what is told in passing.
+    pub fn on_told(&mut self, told: &frame::Told, owner: (NodeId, Boot)) -> Result<(), Refused> {
+        self.follow(told.term.get(), owner)?;
+        self.on_released(told.released.get());
+        Ok(())
     }
 
     fn on_entries(
@@ -237,18 +272,31 @@ impl Member {
             if self.safeguards.dedupe && first + n < self.entries.next() {
                 continue;
             }
-            if entry.time < self.last_time {
-                return Err(Refused::Malformed);
-            }
-            self.execute(&entry, own, machine);
+            self.hold(&entry, own, machine)?;
         }
         Ok(())
     }
 
-    fn execute(&mut self, entry: &Entry<'_>, bytes: &[u8], machine: &mut impl Machine) {
-        let position = Position(self.entries.push(bytes));
+    /// Takes the entry that comes next.
+    fn hold(&mut self, entry: &Entry<'_>, own: &[u8], machine: &mut impl Machine) -> Result<(), Refused> {
+        if self.learning {
+            if self.entries.len() >= learn::MOST_BUFFERED {
+                return Err(Refused::Behind);
+            }
+        } else if entry.time < self.last_time {
+            return Err(Refused::Malformed);
+        }
+        let position = Position(self.entries.push(own));
+        self.last_term = entry.term;
+        if !self.learning {
+            self.execute(position, entry, own, machine);
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, position: Position, entry: &Entry<'_>, own: &[u8], machine: &mut impl Machine) {
         self.last_time = entry.time;
-        self.digest = roll(self.digest, bytes);
+        self.digest = roll(self.digest, own);
         let cursor = Cursor { position, index: 0 };
         let mut kept = Kept { log: &mut self.outputs, cursor, digest: &mut self.digest };
         machine.execute(position, entry, &mut kept);
@@ -262,10 +310,8 @@ impl Member {
     }
 
     /// The owner wants the outputs from `first` on, whoever is master.
-    pub fn on_emit(&mut self, emit: &frame::Emit, owner: Boot) -> Result<(), Refused> {
-        if !self.follows(emit.term.get(), owner) {
-            return Err(Refused::Term);
-        }
+    pub fn on_emit(&mut self, emit: &frame::Emit, owner: (NodeId, Boot)) -> Result<(), Refused> {
+        self.follow(emit.term.get(), owner)?;
         let first = emit.first.get();
         self.asked_from = Some(self.asked_from.map_or(first, |asked| asked.min(first)));
         Ok(())

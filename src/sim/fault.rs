@@ -1,9 +1,9 @@
 //! What a world is and what goes wrong in it, all drawn from its seed before it starts.
 
-use crate::proto::fixed_map::{ClusterMap, MapNode};
+use crate::proto::map::{ClusterMap, MapNode, MapShape, NodeState};
 use crate::sim::net::{LinkBase, LinkEffect, LinkFault};
 use crate::sim::rng::Rng;
-use crate::types::{HostId, Nanos, NodeId, NodeSet, Slot};
+use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet, Slot};
 
 /// The node that holds the service address. It never crashes here: owners die in a later chapter.
 pub const OWNER: NodeId = NodeId(1);
@@ -20,8 +20,8 @@ pub struct Layout {
     pub shards: u16,
     /// Members of each slot, the first in line for mastership first.
     pub members: Vec<Vec<NodeId>>,
-    /// The same as the core's map.
-    pub map: ClusterMap,
+    /// What all maps of the core have in common.
+    pub shape: MapShape,
 }
 
 impl Layout {
@@ -40,15 +40,28 @@ impl Layout {
 
     /// The layout in which the core's map puts `copies` members of each slot on nodes that stand on `hosts`.
     pub fn new(hosts: Vec<u16>, slots: u16, shards: u16, copies: usize) -> Layout {
-        let node = |(at, host): (usize, &u16)| MapNode { id: NodeId(at as u16 + 1), host: HostId(*host) };
+        let node = |(at, host): (usize, &u16)| MapNode {
+            id: NodeId(at as u16 + 1),
+            host: HostId(*host),
+            boot: Boot(0),
+            state: NodeState::Gone,
+            witness: false,
+            birth: 0,
+        };
         let nodes = hosts.iter().enumerate().map(node).collect();
-        let map = match ClusterMap::fixed(slots, nodes, OWNER, 2, copies, 0) {
-            Ok(map) => map,
+        let shape = match MapShape::new((slots, shards), nodes, OWNER, vec![0, 0], copies, 0) {
+            Ok(shape) => shape,
             Err(error) => unreachable!("a layout the map refuses: {error}"),
         };
+        let map = shape.first_map(|_| Boot(0));
         let members =
-            (0..slots).map(|slot| map.members(Slot(slot), shards).iter().map(|m| m.node).collect()).collect();
-        Layout { hosts, shards, members, map }
+            (0..slots).map(|slot| map.group(Slot(slot)).members.iter().map(|m| m.node).collect()).collect();
+        Layout { hosts, shards, members, shape }
+    }
+
+    /// The map that is agreed on first, if every node lives in the life that `boots` says.
+    pub fn first_map(&self, boots: &[Boot]) -> ClusterMap {
+        self.shape.first_map(|node| boots[usize::from(node.0) - 1])
     }
 
     /// The number of nodes.
@@ -82,7 +95,7 @@ impl Layout {
     /// Whether `nodes`, members of `slot`, are a commit set: enough, and on two hosts if the members are.
     pub fn commits(&self, slot: u16, nodes: &[NodeId]) -> bool {
         let members = &self.members[usize::from(slot)];
-        nodes.len() >= self.map.commit && self.spans(nodes) >= self.spans(members).min(2)
+        nodes.len() >= usize::from(self.shape.commit) && self.spans(nodes) >= self.spans(members).min(2)
     }
 }
 

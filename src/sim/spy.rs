@@ -73,9 +73,35 @@ pub fn describe(bytes: &[u8]) -> String {
                 write!(words, " out(s{} first {} {} B)", o.slot, o.first, rest.len())
             }
             Ok(Frame::Emit(e)) => write!(words, " emit(s{} first {})", e.slot, e.first),
-            Ok(Frame::Start(s)) => write!(words, " start(s{} t{} tail {})", s.slot, s.term, s.tail),
+            Ok(Frame::Start(s)) => {
+                write!(words, " start(s{} t{} tail {} flags {})", s.slot, s.term, s.tail, s.flags)
+            }
             Ok(Frame::Bundle(n)) => write!(words, " bundle {n}"),
             Ok(Frame::Echo(n)) => write!(words, " echo {n}"),
+            Ok(Frame::Seal(s)) => write!(words, " seal(a{} s{} t{})", s.address, s.slot, s.term),
+            Ok(Frame::Sealed(s)) => {
+                write!(
+                    words,
+                    " sealed(s{} t{} last t{} {}..{})",
+                    s.slot, s.term, s.last_term, s.first, s.held
+                )
+            }
+            Ok(Frame::Fetch(f)) => write!(words, " fetch(s{} t{} from {})", f.slot, f.term, f.from),
+            Ok(Frame::Fetched(f, _)) => {
+                write!(words, " fetched(s{} t{} {}+{})", f.slot, f.term, f.first, f.count)
+            }
+            Ok(Frame::Forward(_, bytes)) => write!(words, " forward({} B)", bytes.len()),
+            Ok(Frame::Deliver(d, _)) => {
+                write!(words, " deliver(s{} t{} {} after {})", d.slot, d.term, d.ordinal, d.previous)
+            }
+            Ok(Frame::DeliverAck(d)) => write!(words, " delivered(s{} t{} {})", d.slot, d.term, d.ordinal),
+            Ok(Frame::Pull(p)) => {
+                write!(words, " pull(s{} at {} from byte {}, {} B)", p.slot, p.position, p.offset, p.room)
+            }
+            Ok(Frame::Chunk(c, _)) => {
+                write!(words, " chunk(s{} at {} byte {} of {})", c.slot, c.position, c.offset, c.total)
+            }
+            Ok(Frame::Told(t)) => write!(words, " told(s{} t{} rel {})", t.slot, t.term, t.released),
             Err(_) => write!(words, " MALFORMED"),
         };
     }

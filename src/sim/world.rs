@@ -14,7 +14,7 @@ use crate::app::CallApp;
 use crate::app::table::TableLimits;
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
-use crate::proto::fixed_map::ClusterMap;
+use crate::proto::map::ClusterMap;
 use crate::sim::checker::{Checker, Release};
 use crate::sim::coverage::Coverage;
 use crate::sim::fault::{HEALED, Load, OWNER, Scenario};
@@ -128,7 +128,7 @@ impl World {
     fn new(mut scenario: Scenario, safeguards: Safeguards, tell: bool) -> World {
         let mut rng = scenario.rng.split();
         let boots: Vec<Boot> = scenario.layout.ids().map(|_| Boot(rng.range(1, 1_000))).collect();
-        let map = Arc::new(scenario.layout.map.clone());
+        let map = Arc::new(scenario.layout.first_map(&boots));
         let mut world = World {
             now: Nanos::ZERO,
             queue: Queue::default(),
@@ -201,7 +201,8 @@ impl World {
             boot: node.boot,
             shard,
             shards: self.scenario.layout.shards,
-            map: Arc::clone(&self.map),
+            nodes: self.scenario.layout.ids().collect(),
+            map: Arc::new(self.scenario.layout.shape.empty_map()),
             datagram_room: settings.datagram_room,
             window: settings.window,
             retain_bytes: settings.retain_bytes,
@@ -209,9 +210,16 @@ impl World {
             digest_every: 16,
             hedge_after: settings.hedge_after,
             multicast: settings.multicast,
+            blocked_after: Nanos::from_millis(15),
+            lossy_go: true,
+            resync_rate: 0,
             safeguards: self.safeguards,
         };
-        Shard::new(config, TestApp::new(Rc::clone(&self.trace)))
+        let mut shard = Shard::new(config, TestApp::new(Rc::clone(&self.trace)));
+        let now = node.clock.read(self.now);
+        shard.on_map(now, Arc::clone(&self.map));
+        shard.on_lease(now, Nanos::MAX);
+        shard
     }
 
     fn say(&self, what: impl FnOnce(&World) -> String) {

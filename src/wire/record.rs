@@ -2,8 +2,8 @@
 //!
 //! The form in a log and on the wire is the same, so filling a bundle is one copy. Little endian.
 
-use crate::types::{CallKey, Cursor, Endpoint, LocalId, Nanos, Position};
-use zerocopy::byteorder::little_endian::{U16, U64, U128};
+use crate::types::{CallKey, Cursor, Endpoint, LocalId, Nanos, Position, Term};
+use zerocopy::byteorder::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The longest payload an entry or output can have: what fits one UDP datagram between nodes.
@@ -31,6 +31,7 @@ struct EntryHeader {
     local: U16,
     port: U16,
     len: U16,
+    term: U32,
     time: U64,
     call: U128,
     ip: [u8; 16],
@@ -59,6 +60,9 @@ pub enum EntryKind<'a> {
 pub struct Entry<'a> {
     /// Logical time, ns since 1970; never less than the entry before it.
     pub time: Nanos,
+    /// The term in which an owner gave it its position. Two logs in which some position has the same term are the
+    /// same up to there.
+    pub term: Term,
     /// What to execute.
     pub kind: EntryKind<'a>,
 }
@@ -77,6 +81,7 @@ impl<'a> Entry<'a> {
             local: U16::new(local),
             port: U16::new(source.port),
             len: U16::new(payload.len() as u16),
+            term: U32::new(self.term.0),
             time: U64::new(self.time.0),
             call: U128::new(call),
             ip: source.ip,
@@ -102,7 +107,8 @@ impl<'a> Entry<'a> {
             _ => return None,
         };
         let (own, rest) = bytes.split_at(ENTRY_HEADER_LEN + len);
-        Some((Entry { time: Nanos(header.time.get()), kind }, own, rest))
+        let (time, term) = (Nanos(header.time.get()), Term(header.term.get()));
+        Some((Entry { time, term, kind }, own, rest))
     }
 }
 
@@ -182,12 +188,12 @@ mod tests {
     proptest! {
         #[test]
         fn an_entry_reads_back_as_written(
-            time: u64, call: u128, source in endpoint(), local: u16,
+            time: u64, term: u32, call: u128, source in endpoint(), local: u16,
             payload in proptest::collection::vec(any::<u8>(), 0..300), after in proptest::collection::vec(any::<u8>(), 0..9),
         ) {
             let kind = EntryKind::Packet { call: CallKey(call), source, local: LocalId(local), payload: &payload };
             for kind in [kind, EntryKind::Tick] {
-                let entry = Entry { time: Nanos(time), kind };
+                let entry = Entry { time: Nanos(time), term: Term(term), kind };
                 let mut bytes = Vec::new();
                 entry.write(&mut bytes);
                 let whole = bytes.len();

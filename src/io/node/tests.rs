@@ -208,6 +208,6 @@ fn a_thread_that_ends_by_itself_ends_the_node_and_is_named() {
 #[test]
 fn member_sets_are_all_but_the_owner() {
     let settings = Cluster::new(5, &[]).settings(1);
-    let sets = member_sets(&cluster_map(&settings).unwrap(), 2);
-    assert_eq!(sets, [(NodeId(1), NodeSet(0b1100))]);
+    let sets = member_sets(&settings);
+    assert_eq!(sets, [0b0110, 0b1010, 0b1100, 0b1110].map(NodeSet));
 }

@@ -13,7 +13,9 @@ impl Owner {
             return Err(Stale::Ahead);
         }
         let follower = &mut self.followers[index];
-        follower.boot = Some(boot);
+        if follower.place.is_none() {
+            return Err(Stale::Term);
+        }
         follower.started = true;
         follower.told = follower.telling;
         if held > follower.held {
@@ -56,37 +58,59 @@ impl Owner {
         let committed = self.acked_by_commit_set();
         if committed > self.committed {
             self.committed = committed;
+            self.uncommitted_since = now;
             self.schedule_tell(now);
         }
-        let stable = self.followers.iter().filter(|f| f.counted).map(|f| f.held).min();
-        if let Some(stable) = stable.filter(|s| *s > self.stable) {
-            self.stable = stable;
-            self.log.release_to(stable.0 + 1);
+        if self.update_stable() {
             self.schedule_tell(now);
         }
     }
 
-    /// The highest position that COMMIT members hold, spanning two hosts whenever the members do.
+    /// Drops the entries that every member holds, and every learner that is being waited for. Returns whether
+    /// `stable` grew.
+    pub(super) fn update_stable(&mut self) -> bool {
+        let before = self.stable;
+        if let Some(stable) = self.followers.iter().filter(|f| f.counted()).map(|f| f.held).min() {
+            self.stable = self.stable.max(stable);
+        }
+        let learners = self.followers.iter().filter(|f| f.learner && !f.lost && !f.outpaced).map(|f| f.held);
+        let keep_from = learners.min().map_or(self.stable, |held| held.min(self.stable)).next();
+        if let Some(term) = self.term_at(keep_from.prev().min(self.tail())) {
+            self.before = term;
+        }
+        self.log.release_to(keep_from.0);
+        self.stable > before
+    }
+
+    /// The highest position that a commit set of the present members holds in this term.
     fn acked_by_commit_set(&self) -> Position {
-        let held = |from: Position| self.followers.iter().filter(move |f| f.counted && f.held >= from);
+        let held = |from: Position| self.followers.iter().filter(move |f| f.acked(from));
         self.followers
             .iter()
-            .filter(|f| f.counted)
+            .filter(|f| f.acked(Position(0)))
             .map(|f| f.held)
-            .filter(|p| self.is_commit_set(held(*p).map(|f| f.node)))
+            .filter(|p| *p >= self.floor && self.is_commit_set(held(*p).map(|f| f.node)))
             .max()
             .unwrap_or(Position(0))
     }
 
     /// Whether `nodes` are enough members on enough hosts.
     pub(super) fn is_commit_set(&self, nodes: impl Iterator<Item = NodeId> + Clone) -> bool {
+        let members = || self.followers.iter().filter(|f| !f.learner);
         let host = |node: NodeId| self.followers.iter().find(|f| f.node == node).map(|f| f.host);
-        let first = self.followers[0].host;
-        let members_span = self.followers.iter().any(|f| f.host != first);
+        let Some(first) = members().next().map(|f| f.host) else { return false };
+        let members_span = self.config.safeguards.span_hosts && members().any(|f| f.host != first);
         let mut hosts = nodes.clone().map(host);
         let one = hosts.next();
         let span = !members_span || hosts.any(|h| Some(h) != one);
-        span && nodes.count() >= self.config.commit
+        span && nodes.count() >= self.config.commit.min(members().count())
+    }
+
+    /// Whether no member set before the present one is needed any more: all there was when the newest map came is held
+    /// by a commit set of the present members.
+    pub fn is_confirmed(&self) -> bool {
+        let needed = self.map_tail.max(self.floor);
+        needed == Position(0) || self.acked_by_commit_set() >= needed
     }
 
     /// A member that executed up to p with n outputs proves everything up to p answered once n were taken.
@@ -94,7 +118,8 @@ impl Owner {
     /// long the asking took, so it is no sample; when the master's own comes after all, that is one.
     pub(super) fn update_answered(&mut self, now: Nanos, by_master: bool) {
         let taken = self.outputs.next();
-        let answered = self.followers.iter().filter(|f| f.counted && f.outputs <= taken).map(|f| f.executed);
+        let answered =
+            self.followers.iter().filter(|f| f.acked(Position(0)) && f.outputs <= taken).map(|f| f.executed);
         if let Some(answered) = answered.max().filter(|a| *a > self.answered) {
             self.answered = answered;
             if self.hedges == 0 || by_master {
@@ -111,7 +136,7 @@ impl Owner {
     /// spoken, the master is.
     fn compare_digests(&mut self, position: Position) {
         let said = |owner: &Owner| -> Vec<(usize, u64)> {
-            let counted = owner.followers.iter().enumerate().filter(|(_, f)| f.counted);
+            let counted = owner.followers.iter().enumerate().filter(|(_, f)| f.counted());
             counted.filter_map(|(i, f)| f.digest_at(position).map(|d| (i, d))).collect()
         };
         let reports = said(self);
@@ -119,7 +144,7 @@ impl Owner {
             return;
         }
         self.divergences += 1;
-        let members = self.followers.iter().filter(|f| f.counted).count();
+        let members = self.followers.iter().filter(|f| f.counted()).count();
         let votes = |digest: u64| reports.iter().filter(|(_, d)| *d == digest).count();
         let majority = reports.iter().map(|(_, d)| *d).find(|d| votes(*d) * 2 > members);
         let masters = self.followers[self.master].digest_at(position).filter(|_| reports.len() == members);
@@ -127,7 +152,7 @@ impl Owner {
         for (index, digest) in reports {
             if digest != right {
                 self.followers[index].diverged = true;
-                let others = self.followers.iter().filter(|f| f.counted && !f.diverged).map(|f| f.node);
+                let others = self.followers.iter().filter(|f| f.counted() && !f.diverged).map(|f| f.node);
                 // Without a commit set among the others it must go on holding entries, but never leads.
                 if self.is_commit_set(others) {
                     self.discount(index);
@@ -142,7 +167,7 @@ impl Owner {
     /// How many members count, and hold everything there is.
     pub fn whole(&self) -> (usize, usize) {
         let tail = self.tail();
-        let counted = self.followers.iter().filter(|f| f.counted);
+        let counted = self.followers.iter().filter(|f| f.counted());
         (counted.clone().count(), counted.filter(|f| f.held == tail).count())
     }
 }

@@ -1,7 +1,7 @@
 //! What a slot's owner knows of one member, and the frames it writes for it.
 
 use super::Owner;
-use crate::proto::fixed_map::MapMember;
+use crate::proto::map::MapMember;
 use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet, Position};
 use crate::wire::frame::{self, FRAME_HEADER_LEN, Frame};
 
@@ -22,11 +22,19 @@ pub struct Follower {
     pub lane: usize,
     /// Its join version.
     pub join: u32,
-    /// Its life, known from its first ack in this term on.
-    pub boot: Option<Boot>,
-    /// Counts for commit and stable. A member that lost its memory, fell out of the window or diverged does
-    /// not, until it has been brought back in.
-    pub counted: bool,
+    /// Its life.
+    pub boot: Boot,
+    /// It catches up and counts for nothing.
+    pub learner: bool,
+    /// A member that fell out of the window, diverged, or went on without the others: it counts for nothing until the
+    /// map has dropped it and brought it back in.
+    pub lost: bool,
+    /// A learner too far behind to be waited for; it begins anew.
+    pub(super) outpaced: bool,
+    /// Where it stands in this term's log, once it has answered the seal: the tail of its Start.
+    pub(super) place: Option<Position>,
+    /// Its Start tells it to drop what it has.
+    pub(super) reset: bool,
     /// Not suspected. Only trusted members become master, and only they are sent anything.
     pub trusted: bool,
     /// It has installed the term.
@@ -66,14 +74,18 @@ pub struct Follower {
 }
 
 impl Follower {
-    pub(super) fn new(member: &MapMember, lane: usize) -> Follower {
+    pub(super) fn new(member: &MapMember, learner: bool, lane: usize) -> Follower {
         Follower {
             node: member.node,
             host: member.host,
             lane,
             join: member.join,
-            boot: None,
-            counted: true,
+            boot: member.boot,
+            learner,
+            lost: false,
+            outpaced: false,
+            place: None,
+            reset: false,
             trusted: false,
             started: false,
             sent: Position(0),
@@ -96,19 +108,25 @@ impl Follower {
         }
     }
 
-    /// Whether it may be master.
-    pub fn may_lead(&self) -> bool {
-        self.eligible() && !self.diverged
+    /// Counts for commit and stable.
+    pub fn counted(&self) -> bool {
+        !self.learner && !self.lost
     }
 
-    /// Whether it is worth sending to: its state is whole and it is not suspected.
+    /// Whether it may be master.
+    pub fn may_lead(&self) -> bool {
+        self.eligible() && !self.diverged && !self.learner
+    }
+
+    /// Whether it is worth sending to: its state is whole, or becoming so, and it is not suspected.
     pub fn eligible(&self) -> bool {
-        self.trusted && self.counted
+        self.trusted && !self.lost
     }
 
     /// Whether there is anything to write for it, given the log's tail.
     pub fn wants(&self, tail: Position) -> bool {
-        self.eligible() && (self.sent < tail || self.probe || self.tell || self.emit)
+        self.trusted && self.reset
+            || self.eligible() && (self.sent < tail || self.probe || self.tell || self.emit)
     }
 
     pub(super) fn remember(&mut self, checkpoint: (Position, u64)) {
@@ -143,8 +161,8 @@ impl Owner {
         if !self.followers[index].wants(tail) {
             return false;
         }
-        if !self.followers[index].started {
-            sink.frame(&Frame::Start(&self.start(index)));
+        if !self.followers[index].started && !self.write_start(index, now, sink) {
+            return true;
         }
         let follower = &mut self.followers[index];
         if std::mem::take(&mut follower.emit) {
@@ -176,7 +194,7 @@ impl Owner {
     pub fn in_step(&self, local: usize) -> Option<NodeSet> {
         let remote = || self.followers.iter().filter(|f| f.lane != local && f.eligible());
         let sent = remote().next()?.sent;
-        let alike = |f: &Follower| f.sent == sent && f.started && !f.probe && !f.emit;
+        let alike = |f: &Follower| f.sent == sent && f.started && !f.probe && !f.emit && !f.reset;
         let mut set = NodeSet::EMPTY;
         remote().for_each(|f| set.insert(f.node));
         (sent < self.tail() && remote().count() > 1 && remote().all(alike)).then_some(set)
@@ -232,13 +250,22 @@ impl Owner {
         }
     }
 
-    /// `Start` for a follower that has not installed the term: the log it is to have is empty.
-    fn start(&self, index: usize) -> frame::Start {
-        frame::Start {
-            slot: self.slot.0.into(),
-            term: self.term.0.into(),
-            join: self.followers[index].join.into(),
-            tail: 0u64.into(),
-        }
+    /// Writes what comes before entries: the seal, until it is known where the member stands, then `Start`. Returns
+    /// whether entries may follow.
+    fn write_start(&mut self, index: usize, now: Nanos, sink: &mut impl FrameSink) -> bool {
+        let (slot, term) = (self.slot.0.into(), self.term.0.into());
+        let follower = &mut self.followers[index];
+        let Some(tail) = follower.place else {
+            (follower.probe, follower.tell, follower.emit) = (false, false, false);
+            follower.sent_at = now;
+            let address = self.config.address.into();
+            sink.frame(&Frame::Seal(&frame::Seal { address, slot, term }));
+            return false;
+        };
+        let learn = if follower.learner { frame::START_LEARN } else { 0 };
+        let reset = if std::mem::take(&mut follower.reset) { frame::START_RESET } else { 0 };
+        let (join, flags) = (follower.join.into(), (learn | reset).into());
+        sink.frame(&Frame::Start(&frame::Start { slot, flags, term, join, tail: tail.0.into() }));
+        reset == 0
     }
 }

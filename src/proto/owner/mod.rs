@@ -4,14 +4,18 @@
 //! - this file: the log itself, appending, taking outputs and releasing them;
 //! - [`follower`]: what the owner knows of one member, and what it writes for it;
 //! - [`commit`]: acks, the commit rule, and the comparison of digests;
-//! - [`repair`]: everything driven by time or suspicion: probes, hedges, the choice of the master.
+//! - [`repair`]: everything driven by time or suspicion: probes, hedges, the choice of the master;
+//! - [`members`]: a newer map names other members;
+//! - [`recovery`]: how a new owner finds the log that survives, before there is an [`Owner`].
 
 pub mod commit;
 pub mod follower;
+pub mod members;
+pub mod recovery;
 pub mod repair;
 
 use super::Safeguards;
-use super::fixed_map::MapMember;
+use super::map::Group;
 use super::record_log::RecordLog;
 use crate::types::{Boot, Cursor, Endpoint, LocalId, Nanos, NodeId, Ordinal, Position, Slot, Term};
 use crate::wire::frame;
@@ -30,8 +34,37 @@ pub struct OwnerConfig {
     pub window: u64,
     /// After how much quiet the members are told what has been released and is stable.
     pub tell_after: Nanos,
+    /// The number of the service address the slots belong to.
+    pub address: u16,
     /// The rules that make the log safe.
     pub safeguards: Safeguards,
+}
+
+/// What a new owner begins with: the log that survived.
+#[derive(Debug)]
+pub struct Survived {
+    /// The entries that some member may still lack.
+    pub log: RecordLog,
+    /// The term of the entry before the first of them.
+    pub before: Term,
+    /// Logical time of the last one.
+    pub last_time: Nanos,
+    /// The slot's next timer as of the last one.
+    pub deadline: Nanos,
+    /// How many outputs are known to be on the wire.
+    pub released: Ordinal,
+}
+
+impl Default for Survived {
+    fn default() -> Survived {
+        Survived {
+            log: RecordLog::new(1),
+            before: Term(0),
+            last_time: Nanos::ZERO,
+            deadline: Nanos::MAX,
+            released: Ordinal(0),
+        }
+    }
 }
 
 /// Why an entry was not appended.
@@ -71,6 +104,12 @@ pub struct Owner {
     config: OwnerConfig,
     /// Entries kept until every member holds them; `log.next()` is the position the next one gets.
     log: RecordLog,
+    /// The term of the entry before the first of them.
+    before: Term,
+    /// Nothing is committed before this entry is: the first of this term, if there were any before it.
+    floor: Position,
+    /// The last position when the newest map came: see [`Owner::is_confirmed`].
+    map_tail: Position,
     last_time: Nanos,
     followers: Vec<Follower>,
     /// Index into `followers`.
@@ -81,8 +120,10 @@ pub struct Owner {
     /// Outputs taken from members and not yet handed to the outbox.
     outputs: RecordLog,
     last_cursor: Option<Cursor>,
-    /// Outputs on the wire.
+    /// Outputs on the wire, counted from the first to the one before the first that is not.
     released: u64,
+    /// For each output handed over from `released` on, whether the kernel has taken it.
+    handed: std::collections::VecDeque<bool>,
     /// Every output up to here has been taken.
     answered: Position,
     /// When the oldest entry that waits for its outputs began to wait, or progress was last seen.
@@ -91,6 +132,8 @@ pub struct Owner {
     hedges: u8,
     /// When it last did.
     hedged_at: Nanos,
+    /// Since when entries have waited for a commit without any progress.
+    uncommitted_since: Nanos,
     /// The next timer deadline (logical time) and the position that reported it.
     timer: (Position, Nanos),
     /// The position of a tick that has not been executed yet.
@@ -106,47 +149,62 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// The owner of a slot that has no entries yet. `members`: the one that should be master first;
-    /// `lane` gives each member's node the number of the link it is reached by.
+    /// The owner of a slot whose log is `survived`. `lane` gives each member's node the number of the link it is
+    /// reached by.
     pub fn new(
         slot: Slot,
         term: Term,
         config: OwnerConfig,
-        members: &[MapMember],
+        survived: Survived,
+        group: &Group,
         lane: impl Fn(NodeId) -> usize,
     ) -> Owner {
-        assert!(!members.is_empty(), "slot {} has no members", slot.0);
-        Owner {
+        let Survived { log, before, last_time, deadline, released } = survived;
+        let tail = Position(log.next() - 1);
+        let first = Position(log.first() - 1);
+        let mut owner = Owner {
             slot,
             term,
             config,
-            log: RecordLog::new(1),
-            last_time: Nanos::ZERO,
-            followers: members.iter().map(|m| Follower::new(m, lane(m.node))).collect(),
+            log,
+            before,
+            floor: if config.safeguards.own_term && tail > Position(0) { tail.next() } else { Position(0) },
+            map_tail: tail,
+            last_time,
+            followers: Vec::new(),
             master: 0,
             master_seq: 1,
-            committed: Position(0),
-            stable: Position(0),
-            outputs: RecordLog::new(0),
+            committed: first,
+            stable: first,
+            outputs: RecordLog::new(released.0),
             last_cursor: None,
-            released: 0,
-            answered: Position(0),
+            released: released.0,
+            handed: std::collections::VecDeque::new(),
+            answered: first,
             waiting_since: Nanos::ZERO,
             hedges: 0,
             hedged_at: Nanos::ZERO,
-            timer: (Position(0), Nanos::MAX),
+            uncommitted_since: Nanos::ZERO,
+            timer: (tail, deadline),
             tick: None,
             tell_at: Nanos::MAX,
             divergences: 0,
             demotions: 0,
             rescued: None,
             delay: None,
-        }
+        };
+        owner.on_group(group, lane);
+        owner
     }
 
     /// The slot.
     pub fn slot(&self) -> Slot {
         self.slot
+    }
+
+    /// The term.
+    pub fn term(&self) -> Term {
+        self.term
     }
 
     /// The last position given out.
@@ -194,6 +252,16 @@ impl Owner {
         self.delay.take()
     }
 
+    /// Whether entries have waited for a commit for as long as `limit`.
+    pub fn is_blocked(&self, now: Nanos, limit: Nanos) -> bool {
+        self.committed < self.tail() && now.since(self.uncommitted_since) >= limit
+    }
+
+    /// How many outputs wait for a commit or the kernel, and entries for a commit.
+    pub fn waiting(&self) -> u64 {
+        (self.outputs.next() - self.released).max(self.tail().0 - self.committed.0)
+    }
+
     /// How often two members' digests differed.
     pub fn divergences(&self) -> u64 {
         self.divergences
@@ -219,7 +287,7 @@ impl Owner {
             return Err(Refusal::WindowFull);
         }
         while self.log.len() as u64 >= self.config.window {
-            if !self.demote_slowest() {
+            if !self.outpace_learner() && !self.demote_slowest() {
                 return Err(Refusal::WindowFull);
             }
         }
@@ -227,9 +295,13 @@ impl Owner {
             self.waiting_since = now;
             self.hedges = 0;
         }
+        if self.committed == self.tail() {
+            self.uncommitted_since = now;
+        }
         let time = entry.time.max(self.last_time);
         self.last_time = time;
-        let position = Position(self.log.push_with(|bytes| Entry { time, ..entry }.write(bytes)));
+        let position =
+            Position(self.log.push_with(|bytes| Entry { time, term: self.term, ..entry }.write(bytes)));
         if entry.kind == EntryKind::Tick {
             self.tick = Some(position);
         }
@@ -294,10 +366,10 @@ impl Owner {
         Ok(())
     }
 
-    /// Hands every output that may leave to `send`, in order, each once; returns how many. They count as
-    /// released when [`Owner::on_sent`] says that the kernel took them.
-    pub fn release(&mut self, mut send: impl FnMut(LocalId, Endpoint, &[u8])) -> usize {
-        let mut handed = 0;
+    /// Hands every output that may leave to `send`, in order, each once, with its ordinal; returns how many. Each
+    /// counts as released when [`Owner::on_sent`] says that the kernel took it.
+    pub fn release(&mut self, mut send: impl FnMut(Ordinal, LocalId, Endpoint, &[u8])) -> usize {
+        let mut count = 0;
         while let Some(record) = self.outputs.get(self.outputs.first()) {
             let Some((output, _, _)) = Output::read(record) else {
                 unreachable!("slot {}: an output that was taken parses", self.slot.0)
@@ -305,16 +377,32 @@ impl Owner {
             if self.config.safeguards.commit_wait && output.cursor.position > self.committed {
                 break;
             }
-            send(output.local, output.to, output.payload);
-            handed += 1;
-            self.outputs.release_to(self.outputs.first() + 1);
+            let ordinal = self.outputs.first();
+            send(Ordinal(ordinal), output.local, output.to, output.payload);
+            count += 1;
+            self.handed.push_back(false);
+            self.outputs.release_to(ordinal + 1);
         }
-        handed
+        if !self.config.safeguards.after_send {
+            self.released = self.outputs.first();
+            self.handed.clear();
+        }
+        count
     }
 
-    /// The kernel took `count` more of the outputs handed over.
-    pub fn on_sent(&mut self, now: Nanos, count: u64) {
-        self.released += count;
+    /// The kernel took an output that was handed over. Returns whether `released` grew.
+    pub fn on_sent(&mut self, now: Nanos, ordinal: Ordinal) -> bool {
+        let Some(taken) =
+            ordinal.0.checked_sub(self.released).and_then(|at| self.handed.get_mut(at as usize))
+        else {
+            return false;
+        };
+        *taken = true;
+        let before = self.released;
+        while self.handed.front() == Some(&true) {
+            self.handed.pop_front();
+            self.released += 1;
+        }
         assert!(
             self.released <= self.outputs.first(),
             "slot {}: {} outputs on the wire, {} handed over",
@@ -323,6 +411,7 @@ impl Owner {
             self.outputs.first()
         );
         self.schedule_tell(now);
+        self.released > before
     }
 
     fn schedule_tell(&mut self, now: Nanos) {
@@ -335,12 +424,21 @@ impl Owner {
     fn current(&self, node: NodeId, boot: Boot, term: u32, join: u32) -> Result<usize, Stale> {
         let index = self.followers.iter().position(|f| f.node == node).ok_or(Stale::Incarnation)?;
         let follower = &self.followers[index];
-        if follower.join != join || follower.boot.is_some_and(|b| b != boot) || !follower.counted {
+        let same = follower.join == join && follower.boot == boot;
+        if self.config.safeguards.incarnations && !same || follower.lost {
             return Err(Stale::Incarnation);
         }
-        if Term(term) != self.term {
+        if self.config.safeguards.frame_term && Term(term) != self.term {
             return Err(Stale::Term);
         }
         Ok(index)
+    }
+
+    /// The term of the entry at `position`, if it is known; 0 before the first.
+    fn term_at(&self, position: Position) -> Option<Term> {
+        if position.next().0 == self.log.first() {
+            return Some(self.before);
+        }
+        self.log.get(position.0).and_then(Entry::read).map(|(entry, _, _)| entry.term)
     }
 }

@@ -29,6 +29,10 @@ impl Owner {
         let index = self.current(node, boot, nak.term.get(), nak.join.get())?;
         let from = Position(nak.from.get());
         let kept = self.log.first();
+        if from.0 < kept && self.followers[index].learner {
+            self.teach(index);
+            return Ok(());
+        }
         if from > self.tail().next() || from.0 < kept {
             return Err(Stale::Ahead);
         }
@@ -45,7 +49,8 @@ impl Owner {
     /// When [`Owner::on_timeout`] wants to be called, in monotonic time, because something is late; besides at
     /// [`Owner::tell_at`].
     pub fn next_timeout(&self, rtts: &[Rtt], hedge_after: Nanos) -> Nanos {
-        let probes = self.followers.iter().filter(|f| f.eligible() && f.held < f.sent);
+        let tail = self.tail();
+        let probes = self.followers.iter().filter(|f| f.eligible() && f.is_pending(tail));
         let probe = probes.map(|f| f.sent_at + rtts[f.lane].backed_off(f.retries)).min();
         // A single member is the owner's own node: whatever it is late with, nobody else has it.
         let waits = self.answered < self.tail() && self.followers.len() > 1;
@@ -70,7 +75,7 @@ impl Owner {
     pub fn on_timeout(&mut self, now: Nanos, rtts: &[Rtt], hedge_after: Nanos) -> (u32, u32) {
         let tail = self.tail();
         let mut probes = 0;
-        for follower in self.followers.iter_mut().filter(|f| f.eligible() && f.held < f.sent) {
+        for follower in self.followers.iter_mut().filter(|f| f.eligible() && f.is_pending(tail)) {
             if follower.sent_at + rtts[follower.lane].backed_off(follower.retries) <= now {
                 follower.probe = true;
                 follower.sent_at = now;
@@ -121,11 +126,13 @@ impl Owner {
         }
     }
 
-    /// Marks the member of `node` as trusted or suspected. A suspected master is replaced at once; a member
-    /// that is trusted again gets what it has not acked.
-    pub fn on_trust(&mut self, node: NodeId, trusted: bool) {
+    /// The node lives in `boot` and is trusted, or nothing of it is (`None`). A suspected master is replaced at once; a
+    /// member that is trusted again gets what it has not acked.
+    pub fn on_trust(&mut self, node: NodeId, boot: Option<Boot>) {
         let Some(index) = self.followers.iter().position(|f| f.node == node) else { return };
+        let tail = self.tail();
         let follower = &mut self.followers[index];
+        let trusted = boot == Some(follower.boot);
         if follower.trusted == trusted {
             return;
         }
@@ -134,7 +141,7 @@ impl Owner {
         if trusted {
             self.hedges = 0;
             follower.sent = follower.held;
-            follower.tell |= follower.told != (self.released, self.stable);
+            follower.tell |= follower.told != (self.released, self.stable) || follower.is_pending(tail);
         }
         if !self.followers[self.master].may_lead() {
             self.choose_master();
@@ -145,41 +152,30 @@ impl Owner {
         }
     }
 
-    /// A node lives a new life: what its old one held is gone, so it counts for nothing until it has been
-    /// brought back in. Before the first entry there is nothing to have lost.
-    pub fn on_new_life(&mut self, node: NodeId, boot: Boot) {
-        let Some(index) = self.followers.iter().position(|f| f.node == node) else { return };
-        let follower = &mut self.followers[index];
-        match follower.boot {
-            Some(known) if known == boot => {}
-            None if follower.held == Position(0) => {
-                follower.sent = Position(0);
-            }
-            Some(_) if self.log.next() == 1 => {
-                follower.boot = None;
-                follower.started = false;
-            }
-            _ => self.discount(index),
-        }
-        if !self.followers[self.master].may_lead() {
-            self.choose_master();
-        }
-    }
-
     /// The member no longer counts.
     pub(super) fn discount(&mut self, index: usize) {
-        self.followers[index].counted = false;
-        let counted = self.followers.iter().filter(|f| f.counted).map(|f| f.held).min();
-        if let Some(stable) = counted.filter(|s| *s > self.stable) {
-            self.stable = stable;
-            self.log.release_to(stable.0 + 1);
+        self.followers[index].lost = true;
+        self.update_stable();
+    }
+
+    /// Stops keeping entries for a learner that lags behind everybody. Returns whether there was one.
+    pub(super) fn outpace_learner(&mut self) -> bool {
+        let behind = |f: &&mut super::Follower| f.learner && !f.outpaced && !f.lost;
+        let Some(learner) = self.followers.iter_mut().filter(behind).min_by_key(|f| f.held) else {
+            return false;
+        };
+        if learner.held >= self.stable {
+            return false;
         }
+        learner.outpaced = true;
+        self.update_stable();
+        true
     }
 
     /// As [`Owner::demote_slowest`], if that one is suspected or has missed several acks in a row.
     pub fn demote_lost(&mut self) -> bool {
         let tail = self.tail();
-        let behind = self.followers.iter().filter(|f| f.counted && f.held < tail);
+        let behind = self.followers.iter().filter(|f| f.counted() && f.held < tail);
         let slowest = behind.min_by_key(|f| (f.trusted, f.held));
         slowest.is_some_and(|f| !f.trusted || f.retries >= 3) && self.demote_slowest()
     }
@@ -187,7 +183,7 @@ impl Owner {
     /// Gives up waiting for the member that holds least, so that its entries need not be kept; not if
     /// the others could not commit without it. Returns whether anybody was given up.
     pub fn demote_slowest(&mut self) -> bool {
-        let counted = || self.followers.iter().enumerate().filter(|(_, f)| f.counted);
+        let counted = || self.followers.iter().enumerate().filter(|(_, f)| f.counted());
         let behind = counted().filter(|(_, f)| f.held < self.tail());
         // One that is suspected first: it may never come back, and the others would wait for it.
         let Some((index, slowest)) = behind.min_by_key(|(_, f)| (f.trusted, f.held)) else { return false };

@@ -1,0 +1,374 @@
+//! What crosses nodes on its way between clients and owners: a packet that arrived where its slot is not owned
+//! (Forward), and a reply that has to leave from an address another node holds (Deliver, answered by DeliverAck once
+//! the kernel there took it). Also what waits at an owner: packets for a recovery, replies for a lease.
+
+use super::Outbox;
+use super::shard::Shard;
+use super::stats::DropReason;
+use crate::app::{CallApp, Inbound};
+use crate::proto::owner::follower::FrameSink;
+use crate::types::{CallKey, Endpoint, LocalId, Nanos, NodeId, Now, Ordinal, Slot, Term};
+use crate::wire::frame::{self, Frame};
+use std::collections::BTreeMap;
+
+/// Packets that may wait for recoveries, over all slots of a shard.
+const MOST_WAITING: usize = 8_192;
+/// How soon a reply that another node has not confirmed is passed to it again.
+const DELIVER_AGAIN_AFTER: Nanos = Nanos::from_millis(5);
+/// No reply of this slot and term was passed on before.
+const NONE: u64 = u64::MAX;
+
+/// A client's packet that waits for its slot's recovery.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    key: CallKey,
+    source: Endpoint,
+    local: LocalId,
+    payload: Vec<u8>,
+}
+
+/// A datagram for a client that the driver has.
+#[derive(Copy, Clone, Debug)]
+pub(super) enum Sent {
+    /// An output of a slot owned here (by local index).
+    Output { index: u16, term: Term, ordinal: Ordinal },
+    /// An output of the owner on `lane`, which waits to hear that it left.
+    Delivery { lane: usize, ack: frame::DeliverAck },
+}
+
+/// A reply passed to the node that holds its address.
+#[derive(Debug)]
+struct Passed {
+    term: Term,
+    previous: u64,
+    node: NodeId,
+    local: LocalId,
+    to: Endpoint,
+    bytes: Vec<u8>,
+    at: Nanos,
+}
+
+/// A reply of another owner that is to leave from here.
+#[derive(Debug)]
+struct Taken {
+    lane: usize,
+    slot: Slot,
+    ack: frame::DeliverAck,
+    local: LocalId,
+    to: Endpoint,
+    bytes: Vec<u8>,
+}
+
+/// Replies on their way between nodes.
+#[derive(Debug, Default)]
+pub(super) struct Delivering {
+    /// By local slot index and ordinal: not confirmed yet.
+    passed: BTreeMap<(usize, u64), Passed>,
+    /// By slot: the term, the holder and the ordinal of the last one passed on.
+    last: BTreeMap<usize, (Term, NodeId, u64)>,
+    again_at: Option<Nanos>,
+    /// From other owners, for the next flush.
+    taken: Vec<Taken>,
+    /// By slot: term and ordinal of the last reply taken.
+    seen: BTreeMap<u16, (Term, u64)>,
+}
+
+impl Delivering {
+    /// The slot is not owned here any more.
+    pub(super) fn forget(&mut self, index: usize) {
+        if self.last.remove(&index).is_some() {
+            self.passed.retain(|(slot, _), _| *slot != index);
+        }
+    }
+
+    /// When replies are to be passed on again.
+    pub(super) fn due(&self) -> Nanos {
+        self.again_at.unwrap_or(Nanos::MAX)
+    }
+
+    /// Whether a reply comes next in its chain: `None` if so, else whether it was taken before.
+    fn repeated(&self, deliver: &frame::Deliver) -> Option<bool> {
+        let (term, ordinal) = (Term(deliver.term.get()), deliver.ordinal.get());
+        match self.seen.get(&deliver.slot.get()) {
+            Some((known, _)) if term < *known => Some(false),
+            Some((known, last)) if term == *known && ordinal <= *last => Some(true),
+            Some((known, last)) if term == *known && deliver.previous.get() != *last => Some(false),
+            _ => None,
+        }
+    }
+}
+
+impl<A: CallApp> Shard<A> {
+    /// Until when this node may release what its slots' members answered; monotonic, [`Nanos::ZERO`]: not at all.
+    pub fn on_lease(&mut self, now: Now, until: Nanos) {
+        let had = self.may_release(now.mono);
+        self.lease = until;
+        if !had && self.may_release(now.mono) && !self.releasing.is_empty() {
+            self.next = now.mono;
+        }
+    }
+
+    /// Whether datagrams may be handed to the kernel for clients at `now`, read just before.
+    pub fn may_release(&self, now: Nanos) -> bool {
+        now < self.lease || !self.config.safeguards.lease
+    }
+
+    /// A packet waits until its slot's log is known.
+    pub(super) fn wait_for_recovery(
+        &mut self,
+        index: usize,
+        key: CallKey,
+        packet: &Inbound<'_>,
+    ) -> Result<(), DropReason> {
+        if self.waiting >= MOST_WAITING {
+            return Err(DropReason::Recovering);
+        }
+        self.waiting += 1;
+        let Inbound { source, local, payload } = *packet;
+        self.slots[index].waiting.push_back(Waiting { key, source, local, payload: payload.to_vec() });
+        Ok(())
+    }
+
+    /// What waited for the recovery becomes entries.
+    pub(super) fn take_waiting(&mut self, now: Now, index: usize) {
+        let waiting = std::mem::take(&mut self.slots[index].waiting);
+        self.waiting -= waiting.len();
+        for Waiting { key, source, local, payload } in waiting {
+            if let Err(reason) = self.append_packet(now, key, &Inbound { source, local, payload: &payload }) {
+                self.counts.drop(reason);
+            }
+        }
+    }
+
+    /// What waited for a recovery that others go on with is passed to them.
+    pub(super) fn pass_on(&mut self, index: usize) {
+        let waiting = std::mem::take(&mut self.slots[index].waiting);
+        self.waiting -= waiting.len();
+        for Waiting { key, source, local, payload } in waiting {
+            if let Err(reason) = self.forward(index, key, &Inbound { source, local, payload: &payload }) {
+                self.counts.drop(reason);
+            }
+        }
+    }
+
+    /// A packet of a slot that another node owns goes there, once.
+    pub(super) fn forward(
+        &mut self,
+        index: usize,
+        key: CallKey,
+        packet: &Inbound<'_>,
+    ) -> Result<(), DropReason> {
+        let owner = self.map.owner(self.slot_at(index)).owner;
+        let lane = self.lane(owner).filter(|lane| *lane != self.local && self.lanes[*lane].boot.is_some());
+        let lane = lane.ok_or(DropReason::NotOwner)?;
+        let forward = frame::Forward {
+            local: packet.local.0.into(),
+            port: packet.source.port.into(),
+            ip: packet.source.ip,
+            call: key.0.into(),
+        };
+        self.lanes[lane].packer.frame(&Frame::Forward(&forward, packet.payload));
+        self.counts.forwarded += 1;
+        Ok(())
+    }
+
+    /// Another node has received a packet of a slot that is owned here.
+    pub(super) fn on_forward(&mut self, now: Now, forward: &frame::Forward, payload: &[u8]) {
+        let key = CallKey(forward.call.get());
+        let source = Endpoint { ip: forward.ip, port: forward.port.get() };
+        let packet = Inbound { source, local: LocalId(forward.local.get()), payload };
+        let slot = key.slot(self.map.slots);
+        let mine = self
+            .index(slot.0)
+            .is_some_and(|i| self.slots[i].owner.is_some() || self.slots[i].recovery.is_some());
+        if !mine || !self.map.has_endpoint(packet.local) {
+            self.counts.drop(DropReason::NotOwner);
+            return;
+        }
+        self.counts.forwards_taken += 1;
+        // Its drop, if it is dropped, is counted there.
+        let _ = self.on_client(now, key, &packet);
+    }
+
+    /// The node that holds the service address of this endpoint, if it is another one.
+    fn holder(&self, local: LocalId) -> Option<NodeId> {
+        let address = *self.map.endpoints.get(usize::from(local.0))?;
+        let holder = self.map.addresses.get(usize::from(address))?;
+        (holder.owner != self.config.me || holder.boot != self.config.boot).then_some(holder.owner)
+    }
+
+    /// Hands over what may leave, and passes on what leaves elsewhere.
+    pub(super) fn release(&mut self, now: Now, out: &mut impl Outbox) {
+        if self.releasing.is_empty() && self.delivering.taken.is_empty() {
+            return;
+        }
+        if !self.may_release(now.mono) {
+            self.counts.lease_waits += 1;
+            return;
+        }
+        while let Some(index) = self.releasing.pop_front() {
+            let slot = usize::from(index);
+            self.slots[slot].releasing = false;
+            let (number, map) = (self.slot_at(slot), std::sync::Arc::clone(&self.map));
+            let (me, boot) = (self.config.me, self.config.boot);
+            let here = |local: LocalId| match map.endpoints.get(usize::from(local.0)) {
+                Some(address) => map.owns(usize::from(*address), me, boot),
+                None => true,
+            };
+            let Some(term) = self.slots[slot].owner.as_ref().map(|owner| owner.term()) else { continue };
+            let (mut sends, mut elsewhere) = (std::mem::take(&mut self.sends), Vec::new());
+            self.changing(slot, |owner, _, _| {
+                owner.release(|ordinal, local, to, bytes| {
+                    if here(local) {
+                        out.client(number, local, to, bytes);
+                        sends.push_back(Sent::Output { index, term, ordinal });
+                    } else {
+                        elsewhere.push((ordinal, local, to, bytes.to_vec()));
+                    }
+                })
+            });
+            self.sends = sends;
+            for (ordinal, local, to, bytes) in elsewhere {
+                self.deliver(now, slot, term, (ordinal, local, to, bytes));
+            }
+        }
+        for taken in std::mem::take(&mut self.delivering.taken) {
+            out.client(taken.slot, taken.local, taken.to, &taken.bytes);
+            self.sends.push_back(Sent::Delivery { lane: taken.lane, ack: taken.ack });
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        now: Now,
+        index: usize,
+        term: Term,
+        (ordinal, local, to, bytes): (Ordinal, LocalId, Endpoint, Vec<u8>),
+    ) {
+        let node = self.holder(local).unwrap_or(self.config.me);
+        let known = self.delivering.last.insert(index, (term, node, ordinal.0));
+        let previous = known.filter(|(t, n, _)| (*t, *n) == (term, node)).map_or(NONE, |(_, _, last)| last);
+        let passed = Passed { term, previous, node, local, to, bytes, at: now.mono };
+        self.write_delivery(index, ordinal.0, &passed);
+        self.counts.delivered += 1;
+        self.delivering.passed.insert((index, ordinal.0), passed);
+        self.delivering.again_at.get_or_insert(now.mono + DELIVER_AGAIN_AFTER);
+    }
+
+    fn write_delivery(&mut self, index: usize, ordinal: u64, passed: &Passed) {
+        let Some(lane) = self.lane(passed.node) else { return };
+        let deliver = frame::Deliver {
+            slot: self.slot_at(index).0.into(),
+            local: passed.local.0.into(),
+            port: passed.to.port.into(),
+            term: passed.term.0.into(),
+            ordinal: ordinal.into(),
+            previous: passed.previous.into(),
+            ip: passed.to.ip,
+        };
+        self.lanes[lane].packer.frame(&Frame::Deliver(&deliver, &passed.bytes));
+    }
+
+    /// Passes on again what has not been confirmed; where an address has moved, to its new holder, as a new chain.
+    pub(super) fn deliver_again(&mut self, now: Now) {
+        self.delivering.again_at = None;
+        let mut passed = std::mem::take(&mut self.delivering.passed);
+        let mut moved: BTreeMap<usize, u64> = BTreeMap::new();
+        for ((index, ordinal), reply) in &mut passed {
+            let holder = self.holder(reply.local).unwrap_or(self.config.me);
+            if holder != reply.node {
+                reply.node = holder;
+                reply.previous = moved.insert(*index, *ordinal).unwrap_or(NONE);
+                self.delivering.last.insert(*index, (reply.term, holder, *ordinal));
+                reply.at = Nanos::ZERO;
+            }
+            if now.mono.since(reply.at) >= DELIVER_AGAIN_AFTER {
+                reply.at = now.mono;
+                self.counts.delivered_again += 1;
+                self.write_delivery(*index, *ordinal, reply);
+            }
+        }
+        self.delivering.passed = passed;
+        if !self.delivering.passed.is_empty() {
+            self.delivering.again_at = Some(now.mono + DELIVER_AGAIN_AFTER);
+        }
+    }
+
+    /// Another owner's reply is to leave from here: once, in its order, and only from an address held here.
+    pub(super) fn on_deliver(&mut self, lane: usize, deliver: &frame::Deliver, payload: &[u8]) {
+        let local = LocalId(deliver.local.get());
+        let ack = frame::DeliverAck { slot: deliver.slot, term: deliver.term, ordinal: deliver.ordinal };
+        let held = self.map.has_endpoint(local) && self.holder(local).is_none();
+        if !held || self.index(deliver.slot.get()).is_none() {
+            self.counts.deliveries_refused += 1;
+            return;
+        }
+        match self.delivering.repeated(deliver) {
+            Some(true) => {
+                // It waits here, or has left.
+                let waits = self.delivering.taken.iter().any(|t| t.ack == ack)
+                    || self.sends.iter().any(|s| matches!(s, Sent::Delivery { ack: a, .. } if *a == ack));
+                if !waits {
+                    self.lanes[lane].packer.frame(&Frame::DeliverAck(&ack));
+                }
+            }
+            Some(false) => self.counts.deliveries_refused += 1,
+            None => {
+                let (term, ordinal) = (Term(deliver.term.get()), deliver.ordinal.get());
+                self.delivering.seen.insert(deliver.slot.get(), (term, ordinal));
+                self.counts.deliveries_taken += 1;
+                let to = Endpoint { ip: deliver.ip, port: deliver.port.get() };
+                let (slot, bytes) = (Slot(deliver.slot.get()), payload.to_vec());
+                self.delivering.taken.push(Taken { lane, slot, ack, local, to, bytes });
+            }
+        }
+    }
+
+    /// A reply has left from the node that holds its address.
+    pub(super) fn on_deliver_ack(&mut self, now: Now, lane: usize, ack: &frame::DeliverAck) {
+        let Some(index) = self.index(ack.slot.get()) else {
+            self.counts.drop_no_slot += 1;
+            return;
+        };
+        let (node, term) = (self.lanes[lane].node, Term(ack.term.get()));
+        let key = (index, ack.ordinal.get());
+        let known = self.delivering.passed.get(&key).is_some_and(|p| p.node == node && p.term == term);
+        if !known {
+            self.counts.drop_ahead += 1;
+            return;
+        }
+        self.delivering.passed.remove(&key);
+        self.on_output_sent(now, index, term, Ordinal(key.1));
+    }
+
+    /// The driver is done with `count` more of the datagrams for clients, oldest first.
+    pub fn on_sent(&mut self, now: Now, count: usize) {
+        assert!(count <= self.sends.len(), "{count} datagrams sent, {} handed over", self.sends.len());
+        for _ in 0..count {
+            match self.sends.pop_front() {
+                Some(Sent::Output { index, term, ordinal }) => {
+                    self.on_output_sent(now, usize::from(index), term, ordinal);
+                }
+                Some(Sent::Delivery { lane, ack }) => {
+                    self.lanes[lane].packer.frame(&Frame::DeliverAck(&ack));
+                    self.next = now.mono;
+                }
+                None => break,
+            }
+        }
+        self.next = self.next.min(self.next_timer());
+    }
+
+    fn on_output_sent(&mut self, now: Now, index: usize, term: Term, ordinal: Ordinal) {
+        let current = self.slots[index].owner.as_ref().is_some_and(|owner| owner.term() == term);
+        if !current {
+            return;
+        }
+        self.counts.released += 1;
+        let grew = self.changing(index, |owner, _, _| owner.on_sent(now.mono, ordinal));
+        if grew == Some(true) {
+            self.tell_released(now, index);
+        }
+        self.arm(index);
+    }
+}

@@ -1,0 +1,288 @@
+//! Learners: slots that this node catches up on. A snapshot of each is pulled from a member, a few slots at a time and
+//! no faster than TANDEM_RESYNC_MBPS, and put under the entries that have been kept since the learner's Start.
+
+use super::shard::Shard;
+use crate::app::CallApp;
+use crate::app::table::CallTable;
+use crate::proto::member::SnapshotHead;
+use crate::proto::owner::follower::FrameSink;
+use crate::types::{Nanos, NodeId, Now, Position, Term};
+use crate::wire::frame::{self, Frame};
+use std::collections::VecDeque;
+
+/// Slots pulled at a time.
+const AT_A_TIME: usize = 8;
+/// Snapshots kept for learners that pull them.
+const MOST_GIVEN: usize = 64;
+/// Bytes asked for at once.
+const PULL_ROOM: u32 = 48 * 1024;
+/// How long a piece may take before it is asked for again.
+const PULL_AGAIN_AFTER: Nanos = Nanos::from_millis(10);
+/// After so many times another member is asked.
+const PATIENCE: u8 = 5;
+/// How often slots to pull are looked for.
+const LOOK_EVERY: Nanos = Nanos::from_millis(2);
+/// The longest snapshot of a slot that is taken in.
+const MOST_BYTES: u32 = 1 << 30;
+
+/// A snapshot on its way in.
+#[derive(Debug)]
+struct Pulling {
+    index: usize,
+    donor: usize,
+    position: u64,
+    total: u32,
+    bytes: Vec<u8>,
+    /// Up to where bytes have been asked for.
+    asked: u32,
+    at: Nanos,
+    tries: u8,
+}
+
+/// A snapshot on its way out.
+#[derive(Debug)]
+struct Given {
+    index: usize,
+    lane: usize,
+    position: u64,
+    bytes: Vec<u8>,
+}
+
+/// What is being caught up on, here and elsewhere.
+#[derive(Debug, Default)]
+pub(super) struct Resync {
+    pulling: Vec<Pulling>,
+    given: VecDeque<Given>,
+    /// Where the search for slots to pull goes on, and when.
+    next: usize,
+    look_at: Option<Nanos>,
+    /// Bytes that may still be asked for, as of when.
+    credit: u64,
+    credit_at: Nanos,
+    /// Counts attempts, so that they begin with different donors.
+    attempts: usize,
+}
+
+impl Resync {
+    /// The map has changed: there may be slots to pull.
+    pub(super) fn on_map(&mut self) {
+        self.look_at = Some(Nanos::ZERO);
+    }
+
+    /// When [`Shard::resync`] has something to do.
+    pub(super) fn due(&self) -> Nanos {
+        self.look_at.unwrap_or(Nanos::MAX)
+    }
+}
+
+impl<A: CallApp> Shard<A> {
+    /// Goes on with what is being caught up on.
+    pub(super) fn resync(&mut self, now: Now) {
+        let rate = self.config.resync_rate;
+        let elapsed = now.mono.since(self.resync.credit_at).min(Nanos::from_millis(50));
+        self.resync.credit_at = now.mono;
+        let most = (rate / 20).max(u64::from(PULL_ROOM));
+        self.resync.credit = (self.resync.credit + rate.saturating_mul(elapsed.0) / 1_000_000_000).min(most);
+        for n in (0..self.resync.pulling.len()).rev() {
+            let pulling = &self.resync.pulling[n];
+            let wanted = self.slots[pulling.index].seat.as_ref().and_then(|s| s.log.wants_snapshot());
+            if wanted.is_none() || pulling.tries > PATIENCE {
+                self.resync.pulling.swap_remove(n);
+            } else if now.mono.since(pulling.at) >= PULL_AGAIN_AFTER {
+                let pulling = &mut self.resync.pulling[n];
+                pulling.asked = pulling.bytes.len() as u32;
+                pulling.tries += 1;
+                self.pull(now, n);
+            }
+        }
+        let found = self.begin_pulls(now);
+        let busy = found || !self.resync.pulling.is_empty();
+        let learning = busy || self.standing.is_learning();
+        self.resync.look_at = learning.then_some(now.mono + LOOK_EVERY);
+    }
+
+    /// Begins with further slots; whether there are any left to pull.
+    fn begin_pulls(&mut self, now: Now) -> bool {
+        for _ in 0..self.slots.len() {
+            let index = self.resync.next % self.slots.len();
+            let busy = self.resync.pulling.iter().any(|p| p.index == index);
+            let wants = self.slots[index].seat.as_ref().is_some_and(|s| s.log.wants_snapshot().is_some());
+            if wants && !busy {
+                if self.resync.pulling.len() >= AT_A_TIME {
+                    return true;
+                }
+                if let Some(donor) = self.donor(index) {
+                    let pulling = Pulling {
+                        index,
+                        donor,
+                        position: 0,
+                        total: 0,
+                        bytes: Vec::new(),
+                        asked: 0,
+                        at: now.mono,
+                        tries: 0,
+                    };
+                    self.resync.pulling.push(pulling);
+                    self.pull(now, self.resync.pulling.len() - 1);
+                }
+            }
+            self.resync.next = index + 1;
+        }
+        false
+    }
+
+    /// The lane of a member to copy the slot from: one that is trusted, and not master if there is another.
+    fn donor(&mut self, index: usize) -> Option<usize> {
+        let group = self.map.group(self.slot_at(index));
+        let (me, master) = (self.config.me, self.slots[index].seat.as_ref().map(|s| s.log.master()));
+        let usable = |node: NodeId| {
+            self.lane(node).filter(|lane| node != me && self.lanes[*lane].trusted() && *lane != self.local)
+        };
+        let donors: Vec<usize> = group.members.iter().filter_map(|m| usable(m.node)).collect();
+        let others: Vec<usize> =
+            donors.iter().copied().filter(|l| Some(self.lanes[*l].node) != master).collect();
+        self.resync.attempts += 1;
+        let from = if others.is_empty() || self.resync.attempts.is_multiple_of(4) { donors } else { others };
+        from.get(self.resync.attempts % from.len().max(1)).copied()
+    }
+
+    /// Asks for the next bytes of a snapshot, if the rate allows.
+    fn pull(&mut self, now: Now, n: usize) {
+        let slot = self.slot_at(self.resync.pulling[n].index);
+        let Resync { pulling, credit, .. } = &mut self.resync;
+        let pulling = &mut pulling[n];
+        let left =
+            if pulling.total > 0 { pulling.total - pulling.asked.min(pulling.total) } else { PULL_ROOM };
+        let mut room = left.min(PULL_ROOM);
+        if self.config.resync_rate > 0 {
+            room = room.min(u32::try_from(*credit).unwrap_or(u32::MAX));
+            if room < left.min(1_024) {
+                // Too little to be worth a datagram: it is tried again when there is more.
+                pulling.at = now.mono.since(PULL_AGAIN_AFTER).max(Nanos(1));
+                pulling.tries = pulling.tries.saturating_sub(1);
+                return;
+            }
+            *credit -= u64::from(room);
+        }
+        let index = pulling.index;
+        let Some(seat) = &self.slots[index].seat else { return };
+        let Some(least) = seat.log.wants_snapshot() else { return };
+        let pull = frame::Pull {
+            slot: slot.0.into(),
+            term: seat.log.term().0.into(),
+            least: least.0.into(),
+            position: pulling.position.into(),
+            offset: pulling.asked.into(),
+            room: room.into(),
+        };
+        let pulling = &mut self.resync.pulling[n];
+        pulling.asked += room;
+        pulling.at = now.mono;
+        self.lanes[pulling.donor].packer.frame(&Frame::Pull(&pull));
+    }
+
+    /// A learner asks for a part of a snapshot of a slot held here.
+    pub(super) fn on_pull(&mut self, lane: usize, pull: &frame::Pull) {
+        let seat = self.index(pull.slot.get()).and_then(|i| Some((i, self.slots[i].seat.as_ref()?)));
+        let head = seat.and_then(|(i, seat)| Some((i, seat, seat.log.snapshot_head()?)));
+        let fits = |head: &SnapshotHead| {
+            head.term == Term(pull.term.get()) && head.position >= Position(pull.least.get())
+        };
+        let Some((index, seat, head)) = head.filter(|(_, _, head)| fits(head)) else {
+            self.counts.drop_ahead += 1;
+            return;
+        };
+        let same = |g: &Given| (g.index, g.lane) == (index, lane);
+        let known = |g: &Given| same(g) && g.position == pull.position.get();
+        let mut offset = pull.offset.get() as usize;
+        if !self.resync.given.iter().any(known) {
+            let mut bytes = Vec::new();
+            head.write(&mut bytes);
+            seat.table.snapshot(&self.app, &mut bytes);
+            self.resync.given.retain(|g| !same(g));
+            if self.resync.given.len() >= MOST_GIVEN {
+                self.resync.given.pop_front();
+            }
+            self.resync.given.push_back(Given { index, lane, position: head.position.0, bytes });
+            self.counts.snapshots_given += 1;
+            offset = 0;
+        }
+        let Some(given) = self.resync.given.iter().find(|g| same(g)) else { return };
+        let end = given.bytes.len().min(offset.saturating_add(pull.room.get().min(PULL_ROOM) as usize));
+        let piece = self.config.datagram_room.saturating_sub(64).max(256);
+        while offset < end {
+            let to = end.min(offset + piece);
+            let chunk = frame::Chunk {
+                slot: pull.slot,
+                term: pull.term,
+                position: given.position.into(),
+                offset: (offset as u32).into(),
+                total: (given.bytes.len() as u32).into(),
+            };
+            self.lanes[lane].packer.frame(&Frame::Chunk(&chunk, &given.bytes[offset..to]));
+            offset = to;
+        }
+    }
+
+    /// A piece of a snapshot has come.
+    pub(super) fn on_chunk(&mut self, now: Now, lane: usize, chunk: &frame::Chunk, piece: &[u8]) {
+        let index = self.index(chunk.slot.get());
+        let same = |p: &Pulling| Some(p.index) == index && p.donor == lane;
+        let Some(n) = self.resync.pulling.iter().position(same) else { return };
+        let pulling = &mut self.resync.pulling[n];
+        if pulling.position != chunk.position.get() {
+            // The member had to make another one.
+            if chunk.offset.get() != 0 || chunk.total.get() > MOST_BYTES {
+                return;
+            }
+            (pulling.position, pulling.total) = (chunk.position.get(), chunk.total.get());
+            pulling.bytes.clear();
+        }
+        if chunk.offset.get() as usize != pulling.bytes.len() {
+            return;
+        }
+        pulling.bytes.extend_from_slice(piece);
+        (pulling.at, pulling.tries) = (now.mono, 0);
+        self.counts.resync_bytes += piece.len() as u64;
+        let have = pulling.bytes.len() as u32;
+        if have >= pulling.total {
+            let done = self.resync.pulling.swap_remove(n);
+            self.restore(done.index, &done.bytes);
+            self.resync.look_at = Some(now.mono);
+        } else if have >= pulling.asked {
+            pulling.asked = have;
+            self.pull(now, n);
+        }
+    }
+
+    /// Puts a whole snapshot under what the learner has kept.
+    fn restore(&mut self, index: usize, bytes: &[u8]) {
+        let limits = self.config.limits;
+        let Some(seat) = &mut self.slots[index].seat else { return };
+        let restored = SnapshotHead::read(bytes).and_then(|(head, table)| {
+            let table = CallTable::restore(&self.app, limits, table).ok()?;
+            (table.slot() == seat.log.slot()).then_some((head, table))
+        });
+        let Some((head, table)) = restored else {
+            self.counts.snapshots_refused += 1;
+            return;
+        };
+        seat.table = table;
+        let mut machine = Self::machine(&self.app, &mut seat.table, limits);
+        if seat.log.restore(&head, &mut machine).is_err() {
+            seat.table = CallTable::new(seat.log.slot(), limits);
+            self.counts.snapshots_refused += 1;
+            return;
+        }
+        seat.ack_due = true;
+        let owner = seat.log.owner().0;
+        if let Some(lane) = self.lane(owner)
+            && let Some(seat) = &mut self.slots[index].seat
+            && seat.queued != Some(lane)
+        {
+            seat.queued = Some(lane);
+            self.lanes[lane].replies.push_back(index as u16);
+        }
+        self.standing.look_again();
+    }
+}

@@ -1,0 +1,344 @@
+//! Following the cluster map: who is a member of what, and taking over the slots of a service address.
+//!
+//! A new owner seals the members of every version of a slot's member set that is not confirmed out of use, goes on
+//! with the log that survives ([`Recovery`]), and opens each slot as soon as its own seal is complete. Packets that
+//! arrive meanwhile wait, up to a bound.
+
+use super::machine::SlotMachine;
+use super::shard::{Seat, Shard};
+use crate::app::CallApp;
+use crate::app::table::CallTable;
+use crate::proto::clock::LogicalClock;
+use crate::proto::map::{ClusterMap, NodeState};
+use crate::proto::member::Member;
+use crate::proto::owner::follower::FrameSink;
+use crate::proto::owner::recovery::{Recovery, Verdict};
+use crate::proto::owner::{Owner, OwnerConfig};
+use crate::types::{Nanos, NodeId, Now, Position, Slot, Term};
+use crate::wire::frame::{self, ALL_SLOTS, Frame};
+use crate::wire::record::EntryKind;
+use std::sync::Arc;
+
+/// After how much quiet members are told what has been released and is stable.
+const TELL_AFTER: Nanos = Nanos::from_millis(250);
+/// How soon members that have not answered a seal are asked again: doubled each time, up to...
+const SEAL_AGAIN_AFTER: Nanos = Nanos::from_millis(3);
+/// ...so many times.
+const MOST_DOUBLINGS: u32 = 5;
+/// A node that has not answered for more slots than this is asked for all of an address.
+const ONE_BY_ONE: usize = 64;
+/// Bytes of entries in one answer to a fetch.
+const FETCH_ROOM: usize = 32 * 1024;
+
+impl<A: CallApp> Shard<A> {
+    /// A newer map has been agreed on.
+    pub fn on_map(&mut self, now: Now, map: Arc<ClusterMap>) {
+        if map.version <= self.map.version || map.slots != self.map.slots {
+            return;
+        }
+        self.map = map;
+        for index in 0..self.slots.len() {
+            self.take_seat(index);
+            self.take_over(index);
+        }
+        self.resync.on_map();
+        self.standing.look_again();
+        self.seal_round = 0;
+        self.seal(now);
+        for index in 0..self.slots.len() {
+            self.progress(now, index);
+        }
+        self.next = now.mono;
+    }
+
+    /// Makes this node the member or learner that the map says it is.
+    fn take_seat(&mut self, index: usize) {
+        let slot = self.slot_at(index);
+        let group = self.map.group(slot);
+        let (me, boot) = (self.config.me, self.config.boot);
+        let mine = group.member(me).or(group.learner(me)).filter(|m| m.boot == boot);
+        let state = &mut self.slots[index];
+        match (&state.seat, mine) {
+            (Some(seat), Some(mine)) if seat.log.join() == mine.join => {}
+            (_, Some(mine)) => {
+                let config = &self.config;
+                state.seat = Some(Seat {
+                    log: Member::new(slot, me, mine.join, config.digest_every, config.safeguards),
+                    table: CallTable::new(slot, config.limits),
+                    ack_due: false,
+                    nak_due: None,
+                    queued: None,
+                });
+            }
+            // What a removed member holds may be needed until the slot has all its members again.
+            (Some(_), None) => {
+                let live = |n: &&crate::proto::map::MapNode| n.state == NodeState::Live && !n.witness;
+                let wanted = usize::from(self.map.replicas).min(self.map.nodes.iter().filter(live).count());
+                if group.past.is_empty() && group.members.len() >= wanted {
+                    state.seat = None;
+                }
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Takes the slot over, follows its new members, or lets it go.
+    fn take_over(&mut self, index: usize) {
+        let map = Arc::clone(&self.map);
+        let slot = self.slot_at(index);
+        let address = map.owner(slot);
+        if (address.owner, address.boot) != (self.config.me, self.config.boot) {
+            self.let_go(index);
+            return;
+        }
+        let state = &self.slots[index];
+        if state.owner.as_ref().is_some_and(|owner| owner.term() == address.term) {
+            if map.group(slot).members.is_empty() {
+                return;
+            }
+            let nodes: Vec<NodeId> = self.lanes.iter().map(|l| l.node).collect();
+            let local = self.local;
+            let lane = |node| nodes.iter().position(|n| *n == node).unwrap_or(local);
+            self.changing(index, |owner, _, _| owner.on_group(map.group(slot), lane));
+            self.trust_all(index);
+            self.enqueue(index);
+            self.arm(index);
+            return;
+        }
+        if state.recovery.as_ref().is_some_and(|recovery| recovery.term() == address.term) {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.slots[index].waiting);
+        self.let_go(index);
+        self.slots[index].waiting = waiting;
+        let recovery = Recovery::new(slot, address.term, self.config.safeguards);
+        self.slots[index].recovery = Some(Box::new(recovery));
+        self.recovering += 1;
+    }
+
+    /// This node does not own the slot any more: others go on from what members hold.
+    fn let_go(&mut self, index: usize) {
+        if let Some(owner) = self.slots[index].owner.take() {
+            self.retained = self.retained.saturating_sub(owner.retained().0);
+        }
+        if self.slots[index].recovery.take().is_some() {
+            self.recovering -= 1;
+        }
+        self.delivering.forget(index);
+        self.pass_on(index);
+    }
+
+    /// Tells the slot's owner whom this node trusts.
+    fn trust_all(&mut self, index: usize) {
+        for lane in 0..self.lanes.len() {
+            let (node, trusted) = (self.lanes[lane].node, self.lanes[lane].trusted());
+            let boot = self.lanes[lane].boot.filter(|_| trusted);
+            self.changing(index, |owner, _, _| owner.on_trust(node, boot));
+        }
+    }
+
+    /// Asks for what is missing to recover the slots that are owned here and not yet open.
+    pub(super) fn seal(&mut self, now: Now) {
+        self.seal_at = Nanos::MAX;
+        if self.recovering == 0 {
+            return;
+        }
+        self.seal_at = now.mono + Nanos(SEAL_AGAIN_AFTER.0 << self.seal_round.min(MOST_DOUBLINGS));
+        self.seal_round += 1;
+        let map = Arc::clone(&self.map);
+        for lane in 0..self.lanes.len() {
+            if self.lanes[lane].boot.is_none() {
+                continue;
+            }
+            let node = self.lanes[lane].node;
+            for (number, address) in (0_u16..).zip(&map.addresses) {
+                let lacks = |slot: Slot, recovery: &Recovery| {
+                    map.address_of(slot) == usize::from(number)
+                        && recovery.fetch().is_none()
+                        && recovery.lacks(map.group(slot), node)
+                };
+                let recoveries = self.slots.iter().filter_map(|s| s.recovery.as_deref());
+                let slots: Vec<Slot> = recoveries.filter(|r| lacks(r.slot(), r)).map(|r| r.slot()).collect();
+                let (address, term) = (number.into(), address.term.0.into());
+                let packer = &mut self.lanes[lane].packer;
+                if slots.len() > ONE_BY_ONE {
+                    packer.frame(&Frame::Seal(&frame::Seal { address, slot: ALL_SLOTS.into(), term }));
+                } else {
+                    for slot in slots {
+                        packer.frame(&Frame::Seal(&frame::Seal { address, slot: slot.0.into(), term }));
+                    }
+                }
+            }
+        }
+        for index in 0..self.slots.len() {
+            let from = self.slots[index].recovery.as_ref().and_then(|r| r.fetch());
+            let Some((node, _)) = from else { continue };
+            let lane = self.lane(node).unwrap_or(self.local);
+            let gone = lane != self.local && !self.lanes[lane].trusted();
+            if let Some(recovery) = self.slots[index].recovery.as_mut().filter(|_| gone) {
+                recovery.give_up_on(node);
+                self.progress(now, index);
+            } else {
+                self.fetch(index);
+            }
+        }
+    }
+
+    /// A new owner asks this node's members to follow it.
+    pub(super) fn on_seal(&mut self, lane: usize, seal: &frame::Seal) {
+        let all = seal.slot.get() == ALL_SLOTS;
+        let addresses = self.map.addresses.len();
+        let range = match self.index(seal.slot.get()) {
+            _ if all => 0..self.slots.len(),
+            Some(index) => index..index + 1,
+            None => 0..0,
+        };
+        for index in range {
+            let slot = self.slot_at(index);
+            if usize::from(slot.0) % addresses != usize::from(seal.address.get()) {
+                continue;
+            }
+            let Some(seat) = &mut self.slots[index].seat else { continue };
+            let deadline = seat.table.next_deadline().unwrap_or(Nanos::MAX);
+            match seat.log.on_seal(Term(seal.term.get()), deadline) {
+                Ok(sealed) => self.lanes[lane].packer.frame(&Frame::Sealed(&sealed)),
+                Err(_) => self.counts.drop_term += 1,
+            }
+        }
+    }
+
+    /// A member has answered.
+    pub(super) fn on_sealed(&mut self, now: Now, lane: usize, sealed: &frame::Sealed) {
+        let Some(index) = self.index(sealed.slot.get()) else {
+            self.counts.drop_no_slot += 1;
+            return;
+        };
+        let (node, boot) = (self.lanes[lane].node, self.lanes[lane].boot.unwrap_or_default());
+        if let Some(recovery) = &mut self.slots[index].recovery {
+            if recovery.on_sealed(node, boot, sealed) {
+                self.progress(now, index);
+            } else {
+                self.counts.drop_term += 1;
+            }
+        } else {
+            self.tell_owner(lane, sealed.slot.get(), |owner, node, boot| owner.on_sealed(node, boot, sealed));
+        }
+    }
+
+    /// Goes on with a recovery as far as the answers allow.
+    fn progress(&mut self, now: Now, index: usize) {
+        let map = Arc::clone(&self.map);
+        let Some(recovery) = &mut self.slots[index].recovery else { return };
+        let group = map.group(recovery.slot());
+        if group.members.is_empty() {
+            return;
+        }
+        let mut lossy = false;
+        if !recovery.is_settled() {
+            let live = |m: &crate::proto::map::MapMember| map.is_live(m.node, m.boot);
+            match recovery.verdict(group, map.commit.into(), live) {
+                Verdict::Wait => return,
+                Verdict::Lossy if !self.config.lossy_go => return,
+                Verdict::Lossy => lossy = true,
+                Verdict::Complete => {}
+            }
+            recovery.settle(group);
+        }
+        if lossy {
+            self.counts.lossy_recoveries += 1;
+        }
+        if !self.fetch(index) {
+            self.open(now, index);
+        }
+    }
+
+    /// Asks for entries of the log that survives; false if there are none to ask for.
+    fn fetch(&mut self, index: usize) -> bool {
+        let Some(recovery) = &self.slots[index].recovery else { return false };
+        let Some((node, from)) = recovery.fetch() else { return false };
+        let (slot, term) = (recovery.slot().0.into(), recovery.term().0.into());
+        if let Some(lane) = self.lane(node) {
+            self.lanes[lane].packer.frame(&Frame::Fetch(&frame::Fetch { slot, term, from: from.0.into() }));
+        }
+        true
+    }
+
+    /// A new owner wants entries.
+    pub(super) fn on_fetch(&mut self, lane: usize, fetch: &frame::Fetch) {
+        let seat = self.index(fetch.slot.get()).and_then(|i| self.slots[i].seat.as_ref());
+        let from = Position(fetch.from.get());
+        let run = seat.and_then(|seat| seat.log.fetched(Term(fetch.term.get()), from, FETCH_ROOM));
+        let Some((first, count, entries)) = run else {
+            self.counts.drop_ahead += 1;
+            return;
+        };
+        let (slot, term) = (fetch.slot, fetch.term);
+        let head = frame::Fetched { slot, count: count.into(), term, first: first.0.into() };
+        self.lanes[lane].packer.frame(&Frame::Fetched(&head, entries));
+    }
+
+    /// Entries have come.
+    pub(super) fn on_fetched(&mut self, now: Now, lane: usize, fetched: &frame::Fetched, entries: &[u8]) {
+        let node = self.lanes[lane].node;
+        let index = self.index(fetched.slot.get());
+        let recovery = index.and_then(|i| self.slots[i].recovery.as_mut());
+        let taken = recovery.is_some_and(|recovery| recovery.on_fetched(node, fetched, entries));
+        match index.filter(|_| taken) {
+            Some(index) => self.progress(now, index),
+            None => self.counts.drop_ahead += 1,
+        }
+    }
+
+    /// The slot's log is known: it has an owner now.
+    fn open(&mut self, now: Now, index: usize) {
+        let Some(mut recovery) = self.slots[index].recovery.take() else { return };
+        self.recovering -= 1;
+        self.counts.recoveries += 1;
+        let (slot, term) = (recovery.slot(), recovery.term());
+        let survived = recovery.survived();
+        let heard = self.heard_time;
+        let clock = self.clock.get_or_insert_with(|| match heard {
+            Some(heard) => LogicalClock::resume(heard.wall, heard),
+            None => LogicalClock::new(now),
+        });
+        clock.advance(survived.last_time, now);
+        let rules = OwnerConfig {
+            commit: self.map.commit.into(),
+            window: self.config.window,
+            tell_after: TELL_AFTER,
+            address: self.map.address_of(slot) as u16,
+            safeguards: self.config.safeguards,
+        };
+        let map = Arc::clone(&self.map);
+        let owner = {
+            let lane = |node| self.lane(node).unwrap_or(self.local);
+            Owner::new(slot, term, rules, survived, map.group(slot), lane)
+        };
+        let (tail, kept) = (owner.tail(), owner.retained().0);
+        self.retained += kept;
+        self.slots[index].owner = Some(owner);
+        self.trust_all(index);
+        self.changing(index, |owner, _, counts| {
+            for (node, boot, sealed) in recovery.answers() {
+                counts.drop_incarnation += u64::from(owner.on_sealed(node, boot, sealed).is_err());
+            }
+        });
+        // An entry of its own term: what was recovered is committed with it (Raft, section 5.4.2).
+        if tail > Position(0) && self.append(now, index, EntryKind::Tick).is_ok() {
+            self.counts.ticks += 1;
+        }
+        self.enqueue(index);
+        self.arm(index);
+        self.take_waiting(now, index);
+        self.standing.look_again();
+    }
+
+    /// The machine of a seat.
+    pub(super) fn machine<'a>(
+        app: &'a A,
+        table: &'a mut CallTable<A>,
+        limits: crate::app::table::TableLimits,
+    ) -> SlotMachine<'a, A> {
+        SlotMachine { app, table, limits }
+    }
+}

@@ -1,0 +1,230 @@
+//! Owners change, members are brought in, packets and replies cross nodes: shards joined by hand, maps made by hand.
+
+use super::{CLIENT, Cluster, shape};
+use crate::app::Inbound;
+use crate::proto::map::{ClusterMap, MapMember};
+use crate::types::{Boot, HostId, LocalId, Nanos, NodeId, NodeSet, Term};
+use std::sync::Arc;
+
+fn packet(local: u16, payload: &[u8]) -> Inbound<'_> {
+    Inbound { source: CLIENT, local: LocalId(local), payload }
+}
+
+/// A map in which `owner` holds address 0 in the next term.
+fn moved(map: &ClusterMap, owner: u16) -> ClusterMap {
+    let mut map = map.clone();
+    map.version += 1;
+    let Term(term) = map.addresses[0].term;
+    (map.addresses[0].owner, map.addresses[0].boot) = (NodeId(owner), Boot(owner.into()));
+    map.addresses[0].term = Term(term + 1);
+    map
+}
+
+/// A map from which `node` is dropped as a member.
+fn dropped(map: &ClusterMap, node: u16) -> ClusterMap {
+    let mut map = map.clone();
+    map.version += 1;
+    for group in &mut map.groups {
+        let before = group.members.clone();
+        group.members.retain(|m| m.node != NodeId(node));
+        if group.members != before {
+            group.past.push(before);
+        }
+    }
+    map
+}
+
+/// Cuts a node off, after the others were told in passing what is on the wire.
+fn cut(cluster: &mut Cluster, node: u16) {
+    cluster.pass(Nanos::from_millis(3));
+    cluster.cut.insert(NodeId(node));
+    let suspects = cluster.cut;
+    for shard in &mut cluster.shards {
+        shard.on_suspects(cluster.now, suspects);
+    }
+}
+
+fn map_of(cluster: &Cluster, node: u16) -> ClusterMap {
+    cluster.shards[usize::from(node) - 1].map().clone()
+}
+
+fn counts(cluster: &Cluster, from: usize) -> Vec<(u8, u8)> {
+    let mut counts: Vec<(u8, u8)> = cluster.replies[from..].iter().map(|r| (r[1], r[0])).collect();
+    counts.sort_unstable();
+    counts
+}
+
+#[test]
+fn another_node_takes_over_and_every_call_counts_on() {
+    let mut cluster = Cluster::new(3, |_| {});
+    for _ in 0..5 {
+        (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+        cluster.settle();
+    }
+    cut(&mut cluster, 1);
+    let map = moved(&map_of(&cluster, 2), 2);
+    cluster.agree(&map);
+    (0..16u8).for_each(|call| cluster.send_to(2, &packet(0, &[call])).unwrap());
+    cluster.settle();
+    assert_eq!(counts(&cluster, 80), (0..16).map(|call| (call, 6)).collect::<Vec<_>>());
+    let stats = cluster.shards[1].stats();
+    assert_eq!((stats.recoveries, stats.lossy_recoveries, stats.slots_recovering), (16, 0, 0));
+}
+
+#[test]
+fn what_was_accepted_and_not_yet_answered_is_answered_by_the_next_owner() {
+    let mut cluster = Cluster::new(3, |_| {});
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    // The members hear of the entries, the owner does not live to hear of their answers.
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    let mut sent = super::Sent::default();
+    cluster.shards[0].flush(cluster.now, &mut sent);
+    assert!(sent.client.is_empty());
+    for (to, bytes) in sent.peer {
+        cluster.shards[usize::from(to.0) - 1].on_peer(cluster.now, NodeId(1), Boot(1), &bytes);
+    }
+    cut(&mut cluster, 1);
+    let map = moved(&map_of(&cluster, 2), 3);
+    cluster.agree(&map);
+    cluster.pass(Nanos::from_millis(20));
+    assert_eq!(counts(&cluster, 16), (0..16).map(|call| (call, 2)).collect::<Vec<_>>());
+}
+
+#[test]
+fn packets_wait_while_the_seal_is_not_complete() {
+    let mut cluster = Cluster::new(3, |_| {});
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    cut(&mut cluster, 1);
+    cut(&mut cluster, 3);
+    let map = moved(&map_of(&cluster, 2), 2);
+    cluster.agree(&map);
+    (0..16u8).for_each(|call| cluster.send_to(2, &packet(0, &[call])).unwrap());
+    cluster.pass(Nanos::from_millis(50));
+    assert_eq!((cluster.replies.len(), cluster.shards[1].stats().slots_recovering), (16, 16));
+    cluster.cut.remove(NodeId(3));
+    cluster.shards[2].on_map(cluster.now, Arc::new(map));
+    for shard in &mut cluster.shards {
+        shard.on_suspects(cluster.now, cluster.cut);
+    }
+    cluster.pass(Nanos::from_millis(200));
+    assert_eq!(counts(&cluster, 16), (0..16).map(|call| (call, 2)).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_dead_may_have_held_what_nobody_else_does() {
+    for go in [true, false] {
+        let mut cluster = Cluster::new(3, |config| config.lossy_go = go);
+        (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+        cluster.settle();
+        cut(&mut cluster, 1);
+        cut(&mut cluster, 3);
+        let mut map = dropped(&dropped(&moved(&map_of(&cluster, 2), 2), 1), 3);
+        for node in &mut map.nodes {
+            if node.id != NodeId(2) {
+                node.state = crate::proto::map::NodeState::Gone;
+            }
+        }
+        cluster.agree(&map);
+        cluster.pass(Nanos::from_millis(50));
+        let stats = cluster.shards[1].stats();
+        let lossy = if go { 16 } else { 0 };
+        assert_eq!((stats.lossy_recoveries, stats.slots_recovering), (lossy, 16 - lossy));
+    }
+}
+
+#[test]
+fn an_old_owner_is_followed_by_nobody_and_a_log_that_went_on_alone_is_dropped() {
+    let mut cluster = Cluster::new(3, |_| {});
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    cut(&mut cluster, 1);
+    // It goes on alone: nothing of this is released.
+    (0..16u8).for_each(|call| cluster.send(&[call, b'x']).unwrap());
+    cluster.pass(Nanos::from_millis(20));
+    assert_eq!(cluster.replies.len(), 16);
+    let map = moved(&map_of(&cluster, 2), 2);
+    cluster.agree(&map);
+    (0..16u8).for_each(|call| cluster.send_to(2, &packet(0, &[call])).unwrap());
+    cluster.settle();
+    cluster.cut = NodeSet::EMPTY;
+    cluster.agree(&map);
+    for shard in &mut cluster.shards {
+        shard.on_suspects(cluster.now, NodeSet::EMPTY);
+    }
+    cluster.pass(Nanos::from_millis(100));
+    assert_eq!(counts(&cluster, 16), (0..16).map(|call| (call, 2)).collect::<Vec<_>>());
+    let lost = &cluster.shards[1].report().lost;
+    assert_eq!((lost.len(), lost[0].0, lost[0].1.0), (1, NodeId(1), 0xffff), "it must be brought in again");
+    assert_eq!(cluster.digests()[1], cluster.digests()[2]);
+}
+
+#[test]
+fn a_learner_becomes_whole_under_load_and_the_owner_confirms_the_new_members() {
+    let mut cluster = Cluster::of(&shape(4, 3, 1), |_| {});
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    let mut map = map_of(&cluster, 1);
+    map.version += 1;
+    let short: Vec<usize> = (0..16).filter(|g| map.groups[*g].member(NodeId(4)).is_none()).collect();
+    assert!(!short.is_empty());
+    let joined = MapMember { node: NodeId(4), host: HostId(4), boot: Boot(4), join: map.version };
+    for group in &short {
+        map.groups[*group].learners.push(joined);
+    }
+    cluster.agree(&map);
+    for _ in 0..5 {
+        (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+        cluster.pass(Nanos::from_millis(10));
+    }
+    cluster.pass(Nanos::from_millis(300));
+    let report = cluster.shards[3].report();
+    assert!(short.iter().all(|group| report.synced.contains(*group)), "{report:?}");
+    map.version += 1;
+    for group in &short {
+        let group = &mut map.groups[*group];
+        group.past.push(group.members.clone());
+        group.members[0] = group.learners.remove(0);
+    }
+    cluster.agree(&map);
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.pass(Nanos::from_millis(50));
+    assert_eq!(counts(&cluster, 96), (0..16).map(|call| (call, 7)).collect::<Vec<_>>());
+    let report = cluster.shards[0].report();
+    assert!(short.iter().all(|group| report.confirmed.contains(*group)), "{report:?}");
+}
+
+#[test]
+fn packets_and_replies_cross_nodes_when_addresses_have_different_owners() {
+    let mut cluster = Cluster::of(&shape(3, 3, 2), |_| {});
+    let owners: Vec<u16> = map_of(&cluster, 1).addresses.iter().map(|a| a.owner.0).collect();
+    assert_eq!(owners, [1, 2]);
+    for n in 1..=4 {
+        for call in 0..16u8 {
+            // Endpoint 1 belongs to the second address, whatever the slot.
+            cluster.send_to(2, &packet(1, &[call])).unwrap();
+            cluster.settle();
+            assert_eq!(cluster.replies.last().map(|r| (r[0], r[1])), Some((n, call)));
+        }
+    }
+    let (one, two) = (cluster.shards[0].stats(), cluster.shards[1].stats());
+    assert_eq!((two.forwarded, one.forwards_taken), (32, 32));
+    assert_eq!((one.delivered, two.deliveries_taken, one.released, two.released), (32, 32, 32, 32));
+    cluster.pass(Nanos::from_millis(50));
+    assert_eq!(cluster.shards[0].stats().delivered_again, 0);
+}
+
+#[test]
+fn without_a_lease_replies_wait() {
+    let mut cluster = Cluster::new(3, |_| {});
+    cluster.shards[0].on_lease(cluster.now, cluster.now.mono);
+    cluster.send(&[1]).unwrap();
+    cluster.settle();
+    assert!(cluster.replies.is_empty() && cluster.shards[0].stats().lease_waits > 0);
+    let until = cluster.now.mono + Nanos::from_millis(5);
+    cluster.shards[0].on_lease(cluster.now, until);
+    cluster.settle();
+    assert_eq!(cluster.replies.len(), 1);
+    assert!(cluster.shards[0].may_release(until - Nanos(1)) && !cluster.shards[0].may_release(until));
+}

@@ -1,0 +1,96 @@
+//! A newer map names other members of a slot, or a member says where it stands.
+
+use super::follower::Follower;
+use super::{Owner, Stale};
+use crate::proto::map::Group;
+use crate::types::{Boot, NodeId, Position, Term};
+use crate::wire::frame;
+
+impl Owner {
+    /// The slot's members are those of `group` from now on. Who stays is told apart by incarnation.
+    pub fn on_group(&mut self, group: &Group, lane: impl Fn(NodeId) -> usize) {
+        let master = self.followers.get(self.master).map(|f| f.node);
+        let mut before = std::mem::take(&mut self.followers);
+        let members = group.members.iter().map(|m| (m, false));
+        for (member, learner) in members.chain(group.learners.iter().map(|m| (m, true))) {
+            let same = |f: &Follower| (f.node, f.boot, f.join) == (member.node, member.boot, member.join);
+            let follower = match before.iter().position(same) {
+                // One that was promoted is a member like any other; nobody turns back into a learner.
+                Some(known) => Follower { learner, ..before.swap_remove(known) },
+                None => Follower::new(member, learner, lane(member.node)),
+            };
+            self.followers.push(follower);
+        }
+        assert!(!group.members.is_empty(), "slot {} has no members", self.slot.0);
+        for index in 0..self.followers.len() {
+            if self.followers[index].learner && self.followers[index].place.is_none() {
+                self.teach(index);
+            }
+        }
+        self.map_tail = self.tail();
+        self.master = master.and_then(|node| self.followers.iter().position(|f| f.node == node)).unwrap_or(0);
+        if master.is_some() && master != Some(self.master()) {
+            self.master_seq += 1;
+        }
+        if !self.followers[self.master].may_lead() {
+            self.choose_master();
+        }
+        let tail = self.tail();
+        self.followers.iter_mut().for_each(|f| f.tell |= f.is_pending(tail) || tail > Position(0));
+        self.update_stable();
+    }
+
+    /// The learner begins, or begins anew, behind the last entry there is.
+    pub(super) fn teach(&mut self, index: usize) {
+        let tail = self.tail();
+        let follower = &mut self.followers[index];
+        (follower.place, follower.started, follower.outpaced) = (Some(tail), false, false);
+        (follower.sent, follower.held, follower.executed) = (tail, tail, Position(0));
+        follower.tell = true;
+    }
+
+    /// A member has answered this term's seal. One that stands within the log goes on from there; one that went on
+    /// without the others drops what it has, and has to be brought in again.
+    pub fn on_sealed(&mut self, node: NodeId, boot: Boot, sealed: &frame::Sealed) -> Result<(), Stale> {
+        let index = self.current(node, boot, sealed.term.get(), sealed.join.get())?;
+        if self.followers[index].place.is_some() || self.followers[index].learner {
+            return Ok(());
+        }
+        let (held, last_term) = (Position(sealed.held.get()), Term(sealed.last_term.get()));
+        let within = held == Position(0) && self.log.first() == 1 || self.term_at(held) == Some(last_term);
+        let tail = self.tail();
+        let follower = &mut self.followers[index];
+        follower.place = Some(held);
+        follower.retries = 0;
+        if within {
+            (follower.sent, follower.held) = (held, held);
+            follower.tell = follower.is_pending(tail);
+        } else {
+            follower.reset = true;
+            self.demotions += 1;
+            self.discount(index);
+            if self.master == index {
+                self.choose_master();
+            }
+        }
+        Ok(())
+    }
+
+    /// The members that were given up and have to be dropped and brought in again.
+    pub fn lost(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.followers.iter().filter(|f| f.lost && !f.learner).map(|f| f.node)
+    }
+}
+
+impl Follower {
+    /// Whether an answer of it is due: to entries, or to what comes before them. Where nothing has been logged yet,
+    /// only learners are told to begin.
+    pub(super) fn is_pending(&self, tail: Position) -> bool {
+        self.held < self.sent || !self.started && (tail > Position(0) || self.learner)
+    }
+
+    /// It counts, has installed the term, and holds everything up to `position`.
+    pub(super) fn acked(&self, position: Position) -> bool {
+        self.counted() && self.started && self.held >= position
+    }
+}

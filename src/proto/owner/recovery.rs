@@ -1,0 +1,194 @@
+//! How a new owner finds the log that survives: it seals the members of every map version that is not confirmed out of
+//! use, takes the log with the highest (last term, tail), and fetches what that member still keeps.
+//!
+//! The rules are Raft's (Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm", 2014, section
+//! 5.4): every entry carries its term, whoever acked an entry that was released is among those that answered, and
+//! nobody with a lower (last term, tail) can hold it if the winner does not.
+
+use super::Survived;
+use crate::proto::Safeguards;
+use crate::proto::map::{Group, MapMember, is_commit_set};
+use crate::proto::record_log::RecordLog;
+use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Slot, Term};
+use crate::wire::frame::{self, LOST};
+use crate::wire::record::Entry;
+
+/// A member's answer to the seal.
+#[derive(Copy, Clone, Debug)]
+struct Answer {
+    node: NodeId,
+    boot: Boot,
+    sealed: frame::Sealed,
+}
+
+impl Answer {
+    fn is(&self, member: &MapMember) -> bool {
+        (self.node, self.boot, self.sealed.join.get()) == (member.node, member.boot, member.join)
+    }
+}
+
+/// How far the answers go.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Members that might hold what nobody else does have not answered.
+    Wait,
+    /// Everything released is among the answers.
+    Complete,
+    /// Everyone who has not answered is dead, and together they may have held what nobody else does.
+    Lossy,
+}
+
+/// A slot whose new owner does not know its log yet.
+#[derive(Debug)]
+pub struct Recovery {
+    slot: Slot,
+    term: Term,
+    answers: Vec<Answer>,
+    /// Members that have dropped what they held.
+    lost: Vec<Answer>,
+    /// The member whose log survives, once that is known, and what has come of it.
+    winner: Option<(Answer, RecordLog)>,
+    settled: bool,
+    safeguards: Safeguards,
+}
+
+impl Recovery {
+    /// The recovery of `slot` for the owner of `term`.
+    pub fn new(slot: Slot, term: Term, safeguards: Safeguards) -> Recovery {
+        Recovery {
+            slot,
+            term,
+            answers: Vec::new(),
+            lost: Vec::new(),
+            winner: None,
+            settled: false,
+            safeguards,
+        }
+    }
+
+    /// The slot.
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// The term.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Takes an answer; whether it is of this term.
+    pub fn on_sealed(&mut self, node: NodeId, boot: Boot, sealed: &frame::Sealed) -> bool {
+        if Term(sealed.term.get()) != self.term || self.settled {
+            return Term(sealed.term.get()) == self.term;
+        }
+        let list = if sealed.last_term.get() == LOST { &mut self.lost } else { &mut self.answers };
+        list.retain(|answer| answer.node != node);
+        list.push(Answer { node, boot, sealed: *sealed });
+        true
+    }
+
+    /// The answers, to be given to the [`super::Owner`] that comes of this.
+    pub fn answers(&self) -> impl Iterator<Item = (NodeId, Boot, &frame::Sealed)> {
+        self.answers.iter().map(|answer| (answer.node, answer.boot, &answer.sealed))
+    }
+
+    /// Whether `node` is to be asked: a member of some version that has not answered.
+    pub fn lacks(&self, group: &Group, node: NodeId) -> bool {
+        let mut sets = self.sets(group);
+        sets.any(|set| set.iter().any(|m| m.node == node && !self.answered(m)))
+    }
+
+    fn sets<'g>(&self, group: &'g Group) -> impl Iterator<Item = &'g [MapMember]> {
+        let most = if self.safeguards.seal_past { usize::MAX } else { 1 };
+        group.configurations().take(most).filter(|set| !set.is_empty())
+    }
+
+    fn answered(&self, member: &MapMember) -> bool {
+        self.answers.iter().any(|answer| answer.is(member))
+    }
+
+    /// Whether the answers are enough: in each version of the member set somebody has answered, and those who have not
+    /// are no commit set.
+    pub fn verdict(&self, group: &Group, commit: usize, is_live: impl Fn(&MapMember) -> bool) -> Verdict {
+        let spanning = self.safeguards.span_hosts;
+        let mut verdict = Verdict::Complete;
+        for set in self.sets(group) {
+            let silent = |m: &MapMember| !self.answered(m);
+            if set.iter().any(|m| self.answered(m)) && !is_commit_set(set, commit, spanning, silent) {
+                continue;
+            }
+            let mut missing = set.iter().filter(|m| silent(m));
+            if missing.any(|m| is_live(m) && !self.lost.iter().any(|answer| answer.is(m))) {
+                return Verdict::Wait;
+            }
+            verdict = Verdict::Lossy;
+        }
+        verdict
+    }
+
+    /// Whether it is known whose log survives.
+    pub fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// Settles whose log survives, out of the answers of members of any version; none if nobody has anything.
+    pub fn settle(&mut self, group: &Group) {
+        let counts = |answer: &&Answer| {
+            !self.safeguards.incarnations || self.sets(group).any(|set| set.iter().any(|m| answer.is(m)))
+        };
+        let rank = |answer: &&Answer| {
+            let last_term = if self.safeguards.log_order { answer.sealed.last_term.get() } else { 0 };
+            (last_term, answer.sealed.held.get(), answer.sealed.released.get())
+        };
+        let best = self.answers.iter().filter(counts).max_by_key(rank).copied();
+        self.settled = true;
+        self.winner = best.map(|best| (best, RecordLog::new(best.sealed.first.get().max(1))));
+    }
+
+    /// From whom entries are to be fetched, and from which position on; `None`: there is nothing more to fetch.
+    pub fn fetch(&self) -> Option<(NodeId, Position)> {
+        let (answer, log) = self.winner.as_ref()?;
+        (log.next() <= answer.sealed.held.get()).then_some((answer.node, Position(log.next())))
+    }
+
+    /// The member whose log was to be fetched is not heard any more: the others' answers decide anew.
+    pub fn give_up_on(&mut self, node: NodeId) {
+        self.answers.retain(|answer| answer.node != node);
+        (self.winner, self.settled) = (None, false);
+    }
+
+    /// Takes a run of entries; whether they were wanted.
+    pub fn on_fetched(&mut self, node: NodeId, fetched: &frame::Fetched, mut rest: &[u8]) -> bool {
+        let Some((answer, log)) = &mut self.winner else { return false };
+        let wanted = answer.node == node && Term(fetched.term.get()) == self.term;
+        if !wanted || fetched.first.get() != log.next() {
+            return false;
+        }
+        for _ in 0..fetched.count.get() {
+            let Some((_, own, after)) = Entry::read(rest) else { return false };
+            if log.next() > answer.sealed.held.get() {
+                return false;
+            }
+            log.push(own);
+            rest = after;
+        }
+        true
+    }
+
+    /// The log that survived. Call it once there is nothing to fetch.
+    pub fn survived(&mut self) -> Survived {
+        let Some((answer, mut log)) = self.winner.take() else { return Survived::default() };
+        let sealed = &answer.sealed;
+        if log.is_empty() {
+            log = RecordLog::new(sealed.held.get() + 1);
+        }
+        let released = self.answers.iter().map(|a| a.sealed.released.get()).max().unwrap_or(0);
+        Survived {
+            before: Term(if log.is_empty() { sealed.last_term.get() } else { sealed.before.get() }),
+            log,
+            last_time: Nanos(sealed.last_time.get()),
+            deadline: Nanos(sealed.deadline.get()),
+            released: Ordinal(released.min(sealed.outputs.get())),
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Who is a member of what. A group's home are the nodes that should hold it: drawn by rendezvous hashing (Thaler and
+//! Ravishankar, 1998), so that a node's arrival or death moves only what it must, and spread over hosts.
+
+use super::{Change, Draft, Steward};
+use crate::proto::map::{Group, MAX_MEMBERS, MAX_PAST, MapMember, MapNode, NodeState};
+use crate::types::{NodeId, NodeSet};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Groups that a node which has plenty to learn begins with, where nothing is short.
+const MOVES_AT_A_TIME: usize = 8;
+
+fn score(group: usize, node: NodeId) -> u64 {
+    xxh3_64(&[group.to_le_bytes(), (usize::from(node.0)).to_le_bytes()].concat())
+}
+
+/// The nodes that should hold `group`, the one that should be master first. Where every node holds everything, the
+/// masterships go around exactly.
+pub(super) fn home(nodes: &[&MapNode], group: usize, replicas: usize) -> Vec<NodeId> {
+    let count = nodes.len();
+    if count <= replicas {
+        let step = if count > 0 && !(group / count).is_multiple_of(2) { count - 1 } else { 1 };
+        return (0..count).map(|n| nodes[(group + n * step) % count].id).collect();
+    }
+    let mut ranked: Vec<&MapNode> = nodes.to_vec();
+    ranked.sort_by_key(|n| std::cmp::Reverse((score(group, n.id), n.id)));
+    let mut picked: Vec<&MapNode> = Vec::new();
+    for new_hosts in [true, false] {
+        for node in &ranked {
+            let new = picked.iter().all(|p| p.host != node.host);
+            if picked.len() < replicas && picked.iter().all(|p| p.id != node.id) && new == new_hosts {
+                picked.push(node);
+            }
+        }
+    }
+    picked.iter().map(|n| n.id).collect()
+}
+
+impl Steward {
+    /// Brings every group nearer to what it should be.
+    pub(super) fn groups(&mut self, draft: &mut Draft<'_>) {
+        self.confirm(draft);
+        self.drop_the_lost(draft);
+        self.promote(draft);
+        self.bring_in(draft);
+    }
+
+    /// Past member sets that every owner has done with are forgotten.
+    fn confirm(&self, draft: &mut Draft<'_>) {
+        let mut count = 0;
+        for group in 0..draft.next.groups.len() {
+            let done = draft.map.addresses.iter().all(|address| {
+                draft.map.is_live(address.owner, address.boot)
+                    && draft.report(address.owner).is_some_and(|r| r.confirmed.contains(group))
+            });
+            if done && !draft.next.groups[group].past.is_empty() {
+                draft.next.groups[group].past.clear();
+                count += 1;
+            }
+        }
+        if count > 0 {
+            draft.changes.push(Change::Confirmed(count));
+        }
+    }
+
+    /// Takes members out that hold nothing any more, or that the others cannot wait for.
+    fn drop_the_lost(&mut self, draft: &mut Draft<'_>) {
+        let mut dropped: Vec<(NodeId, usize, &'static str)> = Vec::new();
+        let mut anew = 0;
+        for at in 0..draft.next.groups.len() {
+            let blocked = draft
+                .map
+                .addresses
+                .iter()
+                .any(|a| draft.report(a.owner).is_some_and(|r| r.blocked.contains(at)));
+            let since = &mut self.blocked_since[at];
+            *since = blocked.then(|| since.unwrap_or(draft.now));
+            let long = since.is_some_and(|since| draft.now.since(since) >= self.config.evict_after);
+            let group = &draft.next.groups[at];
+            let learners: Vec<MapMember> =
+                group.learners.iter().copied().filter(|m| draft.next.is_live(m.node, m.boot)).collect();
+            let mut members = group.members.clone();
+            // The one the others need least first: what is left must never be nothing.
+            for member in group.members.iter().rev() {
+                let Some(why) = why_dropped(draft, at, member, blocked, long) else { continue };
+                let rest = members.iter().filter(|m| m.node != member.node);
+                let alive =
+                    rest.clone().any(|m| draft.next.is_live(m.node, m.boot) && draft.is_present(m.node));
+                if alive && group.past.len() < MAX_PAST {
+                    members.retain(|m| m.node != member.node);
+                    match dropped.iter_mut().find(|(node, _, _)| *node == member.node) {
+                        Some((_, count, _)) => *count += 1,
+                        None => dropped.push((member.node, 1, why)),
+                    }
+                }
+            }
+            let all_dead = members.iter().all(|m| !draft.next.is_live(m.node, m.boot));
+            if all_dead && self.config.lossy_go && group.past.len() < MAX_PAST {
+                let fresh = self.fresh_members(draft, at);
+                if !fresh.is_empty() {
+                    (members, anew) = (fresh, anew + 1);
+                }
+            }
+            let group = &mut draft.next.groups[at];
+            if members != group.members {
+                let before = std::mem::replace(&mut group.members, members);
+                group.past.push(before);
+            }
+            group.learners = learners;
+            let Group { members, learners, .. } = group;
+            learners.retain(|l| members.iter().all(|m| m.node != l.node));
+        }
+        draft.changes.extend(dropped.into_iter().map(|(node, count, why)| Change::Dropped(node, count, why)));
+        if anew > 0 {
+            draft.next.lossy += 1;
+            draft.changes.push(Change::Lossy(anew));
+        }
+    }
+
+    /// Members for a group that nobody holds any more.
+    fn fresh_members(&self, draft: &Draft<'_>, at: usize) -> Vec<MapMember> {
+        let nodes: Vec<&MapNode> = draft.next.nodes.iter().filter(|n| draft.is_usable(n.id)).collect();
+        let home = home(&nodes, at, draft.next.replicas.into());
+        home.iter().filter_map(|id| member(draft, *id)).collect()
+    }
+
+    /// Learners that hold everything become members; who is one too many by then goes.
+    fn promote(&self, draft: &mut Draft<'_>) {
+        let mut promoted: Vec<(NodeId, usize)> = Vec::new();
+        for at in 0..draft.next.groups.len() {
+            let group = &draft.next.groups[at];
+            let ready = |m: &&MapMember| {
+                draft.map.groups[at].learners.contains(m)
+                    && draft.is_present(m.node)
+                    && draft.report(m.node).is_some_and(|r| r.synced.contains(at))
+            };
+            let ready: Vec<MapMember> = group.learners.iter().filter(ready).copied().collect();
+            if ready.is_empty() || group.past.len() >= MAX_PAST {
+                continue;
+            }
+            let mut members = group.members.clone();
+            members.extend(&ready);
+            let home = self.home_of(draft, at);
+            let replicas = usize::from(draft.next.replicas);
+            while members.len() > replicas {
+                let draining =
+                    |m: &MapMember| draft.next.node(m.node).is_none_or(|n| n.state != NodeState::Live);
+                let at = members.iter().position(draining);
+                let Some(at) = at.or(members.iter().position(|m| !home.contains(&m.node))) else { break };
+                members.remove(at);
+            }
+            members.sort_by_key(|m| home.iter().position(|n| *n == m.node).unwrap_or(usize::MAX));
+            members.truncate(MAX_MEMBERS);
+            let group = &mut draft.next.groups[at];
+            group.learners.retain(|l| ready.iter().all(|r| r.node != l.node));
+            let before = std::mem::replace(&mut group.members, members);
+            group.past.push(before);
+            for member in ready {
+                match promoted.iter_mut().find(|(node, _)| *node == member.node) {
+                    Some((_, count)) => *count += 1,
+                    None => promoted.push((member.node, 1)),
+                }
+            }
+        }
+        draft.changes.extend(promoted.into_iter().map(|(node, count)| Change::Promoted(node, count)));
+    }
+
+    /// The nodes that should hold a group, of those that live.
+    fn home_of(&self, draft: &Draft<'_>, at: usize) -> Vec<NodeId> {
+        let live = |n: &&MapNode| n.state == NodeState::Live && !n.witness;
+        let nodes: Vec<&MapNode> = draft.next.nodes.iter().filter(live).collect();
+        home(&nodes, at, draft.next.replicas.into())
+    }
+
+    /// Groups that are short get learners: at once the nodes that belong there, others after EVICT_AFTER. Where nothing
+    /// is short, nodes that belong to a group and are not in it begin to learn a few.
+    fn bring_in(&mut self, draft: &mut Draft<'_>) {
+        let mut learns: Vec<(NodeId, usize)> = Vec::new();
+        let replicas = usize::from(draft.next.replicas);
+        let mut quiet = true;
+        let mut drained: Vec<(NodeId, usize)> = Vec::new();
+        for at in 0..draft.next.groups.len() {
+            let staying = |m: &&MapMember| {
+                draft.next.node(m.node).is_some_and(|n| n.boot == m.boot && n.state == NodeState::Live)
+            };
+            let group = &draft.next.groups[at];
+            let have = group.members.iter().filter(staying).count() + group.learners.len();
+            quiet &= group.learners.is_empty() && group.past.is_empty();
+            let since = &mut self.short_since[at];
+            if have >= replicas {
+                *since = None;
+                self.let_go_of_draining(draft, at, &mut drained);
+                continue;
+            }
+            quiet = false;
+            let long = draft.now.since(*since.get_or_insert(draft.now)) >= self.config.evict_after;
+            let leaving = group.members.iter().filter(staying).count() < group.members.len();
+            let known: Vec<&MapNode> =
+                draft.next.nodes.iter().filter(|n| n.boot.0 > 0 && !n.witness).collect();
+            let belongs = home(&known, at, replicas);
+            let usable: Vec<&MapNode> = draft.next.nodes.iter().filter(|n| draft.is_usable(n.id)).collect();
+            let candidates = home(&usable, at, usable.len());
+            let candidate = |n: &NodeId| {
+                group.member(*n).is_none()
+                    && group.learner(*n).is_none()
+                    && (long || leaving || belongs.contains(n))
+            };
+            // Homes first, and a new host before one that is there already.
+            let host = |n: NodeId| draft.next.node(n).map(|node| node.host);
+            let new_host = |n: &NodeId| group.members.iter().all(|m| Some(m.host) != host(*n));
+            let mut fit: Vec<NodeId> = candidates.into_iter().filter(candidate).collect();
+            fit.sort_by_key(|n| (!new_host(n), !belongs.contains(n)));
+            let picked: Vec<MapMember> =
+                fit.iter().take(replicas - have).filter_map(|n| member(draft, *n)).collect();
+            if picked.is_empty() {
+                self.let_go_of_draining(draft, at, &mut drained);
+                continue;
+            }
+            for learner in picked {
+                draft.next.groups[at].learners.push(learner);
+                note(&mut learns, learner.node);
+            }
+        }
+        if quiet {
+            self.grow(draft, &mut learns);
+        }
+        draft.changes.extend(learns.into_iter().map(|(node, count)| Change::Learns(node, count)));
+        let why = "it drains";
+        draft.changes.extend(drained.into_iter().map(|(node, count)| Change::Dropped(node, count, why)));
+    }
+
+    /// Members that drain leave a group once it has what it can have without them.
+    fn let_go_of_draining(&self, draft: &mut Draft<'_>, at: usize, drained: &mut Vec<(NodeId, usize)>) {
+        let draining = |m: &MapMember| {
+            draft.next.node(m.node).is_some_and(|n| n.boot == m.boot && n.state == NodeState::Draining)
+        };
+        let group = &draft.next.groups[at];
+        let (leave, stay): (Vec<MapMember>, Vec<MapMember>) =
+            group.members.iter().copied().partition(draining);
+        let owner = |m: &MapMember| draft.next.addresses.iter().any(|a| a.owner == m.node);
+        let held = stay.iter().any(|m| draft.is_present(m.node)) && group.learners.is_empty();
+        if leave.is_empty() || !held || group.past.len() >= MAX_PAST || leave.iter().any(owner) {
+            return;
+        }
+        leave.iter().for_each(|m| note(drained, m.node));
+        let group = &mut draft.next.groups[at];
+        let before = std::mem::replace(&mut group.members, stay);
+        group.past.push(before);
+    }
+
+    /// Everything is complete: a few groups move toward their homes.
+    fn grow(&self, draft: &mut Draft<'_>, learns: &mut Vec<(NodeId, usize)>) {
+        let mut left = MOVES_AT_A_TIME;
+        for at in 0..draft.next.groups.len() {
+            let home = self.home_of(draft, at);
+            let group = &draft.next.groups[at];
+            let missing = home.into_iter().find(|n| group.member(*n).is_none() && draft.is_usable(*n));
+            let Some(learner) = missing.and_then(|n| member(draft, n)).filter(|_| left > 0) else { continue };
+            draft.next.groups[at].learners.push(learner);
+            note(learns, learner.node);
+            left -= 1;
+        }
+    }
+}
+
+fn note(counts: &mut Vec<(NodeId, usize)>, node: NodeId) {
+    match counts.iter_mut().find(|(known, _)| *known == node) {
+        Some((_, count)) => *count += 1,
+        None => counts.push((node, 1)),
+    }
+}
+
+/// `id` as a member that joins with the map being drafted.
+fn member(draft: &Draft<'_>, id: NodeId) -> Option<MapMember> {
+    let node = draft.next.node(id)?;
+    Some(MapMember { node: id, host: node.host, boot: node.boot, join: draft.next.version })
+}
+
+/// Why a member has to go, if it has.
+fn why_dropped(
+    draft: &Draft<'_>,
+    at: usize,
+    member: &MapMember,
+    blocked: bool,
+    long: bool,
+) -> Option<&'static str> {
+    if !draft.next.is_live(member.node, member.boot) {
+        return Some("its life has ended");
+    }
+    let owners = || draft.map.addresses.iter().filter_map(|a| draft.report(a.owner));
+    let lost =
+        |r: &super::NodeReport| r.lost.iter().any(|(n, groups)| *n == member.node && groups.contains(at));
+    if owners().any(lost) {
+        return Some("its owner has given it up");
+    }
+    let view = draft.view(member.node)?;
+    let silent = view.silent_votes >= draft.majority;
+    if blocked && silent {
+        return Some("nobody can commit without it, and it is silent");
+    }
+    let cut = |r: &super::NodeReport| NodeSet::contains(r.unreachable, member.node);
+    if blocked && long && owners().any(cut) {
+        return Some("its owner has not reached it for TANDEM_EVICT_AFTER");
+    }
+    None
+}

@@ -1,0 +1,288 @@
+use super::{Change, NodeReport, NodeView, Steward, StewardConfig};
+use crate::proto::map::{ClusterMap, GroupSet, MAX_MEMBERS, MAX_PAST, MapNode, MapShape, NodeState};
+use crate::types::{Boot, HostId, Nanos, NodeId};
+use proptest::prelude::*;
+
+fn shape(hosts: &[u16], replicas: usize) -> MapShape {
+    let node = |(n, host): (usize, &u16)| MapNode {
+        id: NodeId(n as u16 + 1),
+        host: HostId(*host),
+        boot: Boot(0),
+        state: NodeState::Gone,
+        witness: false,
+        birth: 0,
+    };
+    let nodes = hosts.iter().enumerate().map(node).collect();
+    MapShape::new((4096, 1), nodes, NodeId(1), vec![0], replicas, 0).unwrap()
+}
+
+/// A cluster as its leader sees it: nodes do at once what the map asks of them.
+struct Site {
+    steward: Steward,
+    now: Nanos,
+    map: ClusterMap,
+    views: Vec<NodeView>,
+}
+
+impl Site {
+    fn new(hosts: &[u16], replicas: usize) -> Site {
+        let shape = shape(hosts, replicas);
+        let view = |n: &MapNode| NodeView {
+            node: n.id,
+            heard_boot: Some(Boot(1)),
+            present: true,
+            silent_votes: 0,
+            promises: 0,
+            silent_for: Nanos::ZERO,
+            exited: None,
+            draining: false,
+            birth: 7,
+            report: None,
+        };
+        let views = shape.nodes.iter().map(view).collect();
+        let voters = shape.nodes.iter().map(|n| n.id).take(3).collect();
+        let map = shape.empty_map();
+        let config = StewardConfig { shape, voters, evict_after: Nanos::from_secs(10), lossy_go: true };
+        Site { steward: Steward::new(config), now: Nanos::from_secs(1), map, views }
+    }
+
+    fn view(&mut self, node: u16) -> &mut NodeView {
+        &mut self.views[usize::from(node) - 1]
+    }
+
+    /// One map; what it changed.
+    fn step(&mut self) -> Option<Vec<Change>> {
+        let owner = self.map.addresses[0].owner;
+        for view in &mut self.views {
+            let drain_done = view.draining;
+            let confirmed = if view.node == owner { GroupSet::ALL } else { GroupSet::default() };
+            let report = NodeReport {
+                map: self.map.version,
+                synced: GroupSet::ALL,
+                confirmed,
+                drain_done,
+                ..Default::default()
+            };
+            view.report = view.present.then_some(report);
+        }
+        self.now = self.now + Nanos::from_millis(10);
+        let (next, changes) = self.steward.next(self.now, &self.map, &self.views)?;
+        assert_eq!(next.version, self.map.version + 1);
+        for group in &next.groups {
+            assert!(!group.members.is_empty() && group.members.len() <= MAX_MEMBERS);
+            assert!(group.past.len() <= MAX_PAST && group.learners.len() <= MAX_MEMBERS);
+        }
+        self.map = next;
+        Some(changes)
+    }
+
+    fn settle(&mut self) -> Vec<Change> {
+        let mut all = Vec::new();
+        for _ in 0..200 {
+            match self.step() {
+                Some(changes) => all.extend(changes),
+                None => return all,
+            }
+        }
+        panic!("no end of maps: {:?}", &all[all.len() - 10..]);
+    }
+
+    fn die(&mut self, node: u16) {
+        let view = self.view(node);
+        (view.present, view.silent_votes, view.promises) = (false, 2, 2);
+    }
+
+    fn assert_whole(&self, members: usize) {
+        for (at, group) in self.map.groups.iter().enumerate() {
+            assert_eq!(group.members.len(), members, "group {at}: {group:?}");
+            assert!(group.past.is_empty() && group.learners.is_empty(), "group {at}: {group:?}");
+            let hosts: std::collections::BTreeSet<_> = group.members.iter().map(|m| m.host).collect();
+            let live: std::collections::BTreeSet<_> =
+                self.map.nodes.iter().filter(|n| n.state == NodeState::Live).map(|n| n.host).collect();
+            assert!(hosts.len() >= live.len().min(members).min(2), "group {at}: {group:?}");
+        }
+    }
+}
+
+#[test]
+fn a_cluster_forms_when_all_are_there_or_enough_have_waited() {
+    let mut site = Site::new(&[1, 2, 3, 4], 3);
+    site.view(2).present = false;
+    assert_eq!(site.step(), None, "a voter is missing");
+    site.view(2).present = true;
+    site.view(4).present = false;
+    assert_eq!(site.step(), None, "node 4 may yet come");
+    site.now = site.now + Nanos::from_secs(2);
+    assert_eq!(site.step(), Some(vec![Change::Formed(3)]));
+    site.assert_whole(3);
+    assert_eq!((site.map.addresses[0].owner, site.map.addresses[0].term.0), (NodeId(1), 1));
+    assert_eq!(site.map.node(NodeId(4)).unwrap().state, NodeState::Gone);
+}
+
+#[test]
+fn masterships_are_even_and_a_dead_nodes_fall_to_all_the_others() {
+    let mut site = Site::new(&[1, 2, 3], 3);
+    site.settle();
+    let masters = |map: &ClusterMap, n| map.groups.iter().filter(|g| g.members[0].node == NodeId(n)).count();
+    assert!((1..=3).all(|n| masters(&site.map, n) >= 20));
+    let heirs = |n| {
+        let of_3 = site.map.groups.iter().filter(|g| g.members[0].node == NodeId(3));
+        of_3.filter(|g| g.members[1].node == NodeId(n)).count()
+    };
+    assert!(heirs(1) >= 8 && heirs(2) >= 8);
+}
+
+#[test]
+fn a_silent_owner_loses_its_address_by_promises_and_stays_a_member() {
+    let mut site = Site::new(&[1, 2, 3], 3);
+    site.settle();
+    site.view(1).silent_votes = 2;
+    site.view(1).present = false;
+    assert_eq!(site.step(), None, "silence alone moves nothing");
+    site.view(1).promises = 1;
+    assert_eq!(site.step(), None, "one of three voters");
+    site.view(1).promises = 2;
+    let changes = site.step().unwrap();
+    assert!(
+        matches!(changes[..], [Change::Moved(0, NodeId(1), NodeId(2), crate::types::Term(2), _)]),
+        "{changes:?}"
+    );
+    site.view(1).promises = 0;
+    assert_eq!(site.step(), None);
+    assert!(site.map.groups.iter().all(|g| g.members.len() == 3));
+}
+
+#[test]
+fn an_exit_notice_ends_a_life_at_once_and_its_return_is_learned() {
+    let mut site = Site::new(&[1, 2, 3], 3);
+    site.settle();
+    site.view(1).exited = Some(Boot(1));
+    let changes = site.settle();
+    assert!(changes.iter().any(|c| matches!(c, Change::Moved(0, NodeId(1), ..))), "{changes:?}");
+    site.assert_whole(2);
+    site.view(1).heard_boot = Some(Boot(5));
+    let changes = site.settle();
+    assert!(changes.contains(&Change::Joined(NodeId(1), Boot(5))), "{changes:?}");
+    assert!(changes.contains(&Change::Promoted(NodeId(1), 64)), "{changes:?}");
+    site.assert_whole(3);
+    let joined = site.map.groups[0].member(NodeId(1)).unwrap();
+    assert!(joined.join > 1 && joined.boot == Boot(5));
+}
+
+#[test]
+fn of_five_only_what_must_moves_when_one_dies_and_after_a_while() {
+    let mut site = Site::new(&[1, 2, 3, 4, 5], 3);
+    site.settle();
+    site.assert_whole(3);
+    let before = site.map.clone();
+    site.die(4);
+    site.settle();
+    assert!(before.groups == site.map.groups, "it may come back");
+    site.view(4).silent_for = Nanos::from_secs(11);
+    site.settle();
+    site.now = site.now + Nanos::from_secs(11);
+    site.settle();
+    site.assert_whole(3);
+    for (old, new) in before.groups.iter().zip(&site.map.groups) {
+        if old.member(NodeId(4)).is_none() {
+            assert_eq!(old.members, new.members);
+        } else {
+            assert!(old.members.iter().all(|m| m.node == NodeId(4) || new.members.contains(m)));
+        }
+    }
+}
+
+#[test]
+fn growth_moves_a_share_to_the_newcomers() {
+    let mut site = Site::new(&[1, 2, 3, 4, 5], 3);
+    (site.view(4).present, site.view(5).present) = (false, false);
+    (site.view(4).heard_boot, site.view(5).heard_boot) = (None, None);
+    site.step();
+    site.now = site.now + Nanos::from_secs(2);
+    site.settle();
+    site.assert_whole(3);
+    for node in [4, 5] {
+        site.view(node).present = true;
+        site.view(node).heard_boot = Some(Boot(9));
+    }
+    site.settle();
+    site.assert_whole(3);
+    for node in 1..=5 {
+        let held = site.map.groups.iter().filter(|g| g.member(NodeId(node)).is_some()).count();
+        assert!((20..60).contains(&held), "node {node} holds {held} of 64 groups");
+    }
+}
+
+#[test]
+fn a_drain_hands_over_address_and_memberships_and_then_leaves() {
+    let mut site = Site::new(&[1, 2, 3], 3);
+    site.settle();
+    assert_eq!(super::drain_refused(&site.map, NodeId(1)), None);
+    site.view(1).draining = true;
+    let changes = site.settle();
+    assert_eq!(site.map.node(NodeId(1)).unwrap().state, NodeState::Gone, "{changes:?}");
+    site.assert_whole(2);
+    assert_eq!(site.map.addresses[0].owner, NodeId(2));
+    for node in [2, 3] {
+        site.view(node).draining = false;
+    }
+    site.die(3);
+    site.view(3).exited = Some(Boot(1));
+    site.settle();
+    assert!(super::drain_refused(&site.map, NodeId(2)).is_some());
+}
+
+#[test]
+fn groups_whose_members_have_all_died_begin_anew() {
+    let mut site = Site::new(&[1, 2, 3, 4, 5], 3);
+    site.settle();
+    for node in [1, 2, 3] {
+        site.die(node);
+        site.view(node).exited = Some(Boot(1));
+    }
+    let changes = site.settle();
+    assert!(changes.iter().any(|c| matches!(c, Change::Lossy(_))), "{changes:?}");
+    assert!(site.map.lossy > 0);
+    assert!(site.map.groups.iter().all(|g| g.members.iter().any(|m| m.node.0 > 3)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_happens_it_comes_to_rest_whole(
+        hosts in proptest::collection::vec(1u16..4, 3..6),
+        steps in proptest::collection::vec((1u16..6, 0u8..5), 0..25),
+    ) {
+        let mut site = Site::new(&hosts, 3);
+        let nodes = hosts.len() as u16;
+        site.step();
+        for (node, what) in steps {
+            let node = (node - 1) % nodes + 1;
+            let boot = site.views[usize::from(node) - 1].heard_boot.unwrap_or_default();
+            match what {
+                0 => site.die(node),
+                1 => site.view(node).exited = Some(boot),
+                2 => {
+                    let view = site.view(node);
+                    (view.present, view.silent_votes, view.promises) = (true, 0, 0);
+                    view.heard_boot = Some(Boot(boot.0 + 1));
+                }
+                3 => site.view(node).silent_for = Nanos::from_secs(20),
+                _ => {}
+            }
+            site.step();
+        }
+        for node in 1..=nodes {
+            let view = site.view(node);
+            (view.present, view.silent_votes, view.promises) = (true, 0, 0);
+            view.silent_for = Nanos::ZERO;
+            view.heard_boot = view.heard_boot.map(|b| Boot(b.0 + 1));
+        }
+        site.settle();
+        site.now = site.now + Nanos::from_secs(11);
+        site.settle();
+        site.assert_whole(3);
+        let bytes = postcard::to_stdvec(&site.map).unwrap().len();
+        prop_assert!(bytes < 8_000, "{bytes} bytes");
+    }
+}
