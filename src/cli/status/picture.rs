@@ -377,7 +377,8 @@ fn failovers(answers: &[Value]) -> Vec<FailoverView> {
     found
 }
 
-/// The map counts lossy failovers; nodes without one count their own.
+/// The map counts those in which a group lost all its members; slots that were recovered from too few are at least one.
 fn lossy(map: Option<&ClusterMap>, answers: &[Value]) -> u64 {
-    map.map_or(0, |map| map.lossy.into()).max(sum(answers, "lossy").unwrap_or(0))
+    let by_slots = sum(answers, "lossy_recoveries").unwrap_or(0).min(1);
+    map.map_or(0, |map| map.lossy.into()).max(by_slots)
 }
