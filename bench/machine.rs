@@ -80,7 +80,7 @@ pub(crate) struct System {
 
 /// A cluster as something that answers.
 pub(crate) fn system(cluster: &LocalCluster) -> System {
-    System { target: cluster.service()[0], pids: cluster.nodes.iter().map(|node| node.pid).collect() }
+    System { target: cluster.service()[0], pids: cluster.nodes.iter().map(|node| node.engine_pid).collect() }
 }
 
 /// The middle of some figures.

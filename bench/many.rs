@@ -29,7 +29,7 @@ fn held(cluster: &LocalCluster) -> anyhow::Result<Vec<Held>> {
         let status = cluster.status(node.id)?;
         let (calls, calls_bytes) =
             (machine::engine(&status, "calls"), machine::engine(&status, "calls_bytes"));
-        Ok(Held { resident: machine::resident(node.pid), calls, calls_bytes })
+        Ok(Held { resident: machine::resident(node.engine_pid), calls, calls_bytes })
     };
     cluster.nodes.iter().map(one).collect()
 }

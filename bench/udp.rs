@@ -40,7 +40,8 @@ struct Cell {
 /// Runs a load against a system; what it cost per packet answered counts from the first packet to the last.
 fn run(system: &System, load: Load, expect: Expect) -> anyhow::Result<(Outcome, Cell)> {
     let drain = Nanos::from_secs(2);
-    let options = Options { targets: vec![system.target], expect, drain, sockets: Some(SOCKETS) };
+    let options =
+        Options { targets: vec![system.target], expect, drain, sockets: Some(SOCKETS), expect_failovers: 0 };
     let mut runner = Runner::new(load.traffic(), options)?;
     let me = std::process::id();
     let machine = Machine::read();

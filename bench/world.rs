@@ -14,7 +14,7 @@ const STARTS: usize = 3;
 /// Starts `nodes` processes that are all members of every slot, with the program of this build.
 pub(crate) fn cluster(nodes: u16) -> anyhow::Result<LocalCluster> {
     let flags = vec![("R".to_owned(), nodes.to_string())];
-    let args = ClusterArgs { nodes, settings: SettingArgs { flags } };
+    let args = ClusterArgs { nodes, hosts: None, settings: SettingArgs { flags } };
     let mut result = LocalCluster::start(&args);
     for _ in 1..STARTS {
         if result.is_err() {

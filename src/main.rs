@@ -25,6 +25,10 @@ enum Command {
     /// Send the calls of captures to a cluster many times over and check every answer
     #[cfg(feature = "tools")]
     Replay(cli::replay::Args),
+    /// Print the state of a cluster: nodes, service addresses, slots, redundancy, the last failovers
+    Status(cli::status::StatusArgs),
+    /// Make a node hand over what it holds and leave
+    Drain(cli::drain::DrainArgs),
     /// Print the effective settings, where they come from and what they mean
     Config(cli::config::ConfigArgs),
     /// Print what captures hold: packets, SIP calls, RTP streams
@@ -48,6 +52,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => cli::demo::run(&args),
         #[cfg(feature = "tools")]
         Command::Replay(args) => cli::replay::run(&args),
+        Command::Status(args) => cli::status::run(&args),
+        Command::Drain(args) => cli::drain::run(&args),
         Command::Config(args) => cli::config::run(&args),
         #[cfg(feature = "tools")]
         Command::Inspect(args) => cli::inspect::run(&args),

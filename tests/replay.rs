@@ -106,13 +106,19 @@ fn calls() -> Schedule {
 
 fn options(server: &Server) -> Options {
     let targets = vec![server.address];
-    Options { targets, expect: Expect::Trailer, drain: Nanos::from_millis(700), sockets: None }
+    Options {
+        targets,
+        expect: Expect::Trailer,
+        drain: Nanos::from_millis(700),
+        sockets: None,
+        expect_failovers: 0,
+    }
 }
 
 fn run(traffic: impl Traffic, options: Options) -> Outcome {
     let outcome = Runner::new(traffic, options).unwrap().run(&mut |_| Control::Continue).unwrap();
     assert_eq!(outcome.unsent, 0);
-    assert_eq!(outcome.counts.sent, outcome.counts.replied + outcome.counts.lost);
+    assert_eq!(outcome.counts.sent, outcome.counts.replied + outcome.counts.lost + outcome.counts.unaccepted);
     outcome
 }
 
@@ -359,6 +365,7 @@ fn a_target_that_is_not_there_loses_everything_and_says_so() {
         expect: Expect::Trailer,
         drain: Nanos::from_millis(50),
         sockets: None,
+        expect_failovers: 0,
     };
     let outcome = run(load.traffic(), options);
     assert_eq!((outcome.counts.lost, outcome.counts.replied), (100, 0), "{outcome}");

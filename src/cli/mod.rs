@@ -5,6 +5,7 @@ pub mod capture;
 pub mod config;
 #[cfg(feature = "tools")]
 pub mod demo;
+pub mod drain;
 #[cfg(feature = "tools")]
 pub mod inspect;
 pub mod json;
@@ -16,6 +17,7 @@ pub mod node;
 pub mod replay;
 #[cfg(feature = "tools")]
 pub mod report;
+pub mod status;
 
 use crate::config::BadSettings;
 use std::io::{self, IsTerminal as _};

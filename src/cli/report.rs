@@ -8,15 +8,19 @@ use serde::{Deserialize, Serialize};
 pub struct Report {
     /// Datagrams sent to the target.
     pub sent: u64,
-    /// Datagrams that were answered; `sent - replied` is `lost`.
+    /// Datagrams that were answered; `sent - replied` is `lost + unaccepted`.
     pub replied: u64,
-    /// Datagrams without an answer when the run ended.
+    /// Datagrams without an answer when the run ended, but for the unaccepted.
     pub lost: u64,
-    /// Answers beyond the first one to a datagram.
+    /// Datagrams lost on the wire while no owner was there; the counts of their calls show that none was executed.
+    pub unaccepted: u64,
+    /// Answers beyond the first one to a datagram, but for those allowed.
     pub duplicated: u64,
+    /// Answers of an owner's last moment that came again from its successor, with the same bytes.
+    pub doubled_allowed: u64,
     /// Answers out of order, or executed out of order, within their call.
     pub reordered: u64,
-    /// Answers with wrong bytes, a bad trailer, or a per-call count that went back.
+    /// Answers with wrong bytes, a bad trailer, or a per-call count that went back or jumped.
     pub corrupted: u64,
     /// Time from the intended send time to the answer.
     pub latency_us: Latency,
@@ -30,6 +34,9 @@ pub struct Report {
     pub released: Option<u64>,
     /// Failovers that had to go on without a complete commit set.
     pub lossy_failovers: Option<u64>,
+    /// The longest time from a kill until every slot had all its members again, in seconds; `null` if one is still
+    /// short.
+    pub redundancy_restored_s: Option<f64>,
     /// CPU time of all node processes, for one datagram sent.
     pub cpu_us_per_packet: Option<f64>,
 }
@@ -58,16 +65,23 @@ pub struct Kill {
     pub node: String,
     /// When, in ms since the first datagram.
     pub at_ms: f64,
-    /// Longest silence of a flow of a call which that node was answering; `null` if it answered none.
+    /// Longest silence of a flow of a call which that node was answering (of any, if it held the service address);
+    /// `null` if there was none.
     pub gap_ms: Option<f64>,
-    /// Datagrams lost around it.
+    /// How long nothing at all was answered; `null` if it did not hold the service address.
+    pub outage_ms: Option<f64>,
+    /// Datagrams lost around it, but for the unaccepted.
     pub lost: u64,
-    /// Answers duplicated around it.
+    /// Datagrams lost on the wire while no owner was there.
+    pub unaccepted: u64,
+    /// Answers duplicated around it, but for those allowed.
     pub duplicated: u64,
+    /// Answers of its last moment that came again.
+    pub doubled_allowed: u64,
 }
 
 impl Report {
-    /// Whether every datagram was answered exactly once, in order, with the right bytes.
+    /// Whether every accepted datagram was answered exactly once, in order, with the right bytes.
     pub fn is_clean(&self) -> bool {
         self.lost == 0 && self.duplicated == 0 && self.reordered == 0 && self.corrupted == 0
     }
@@ -77,11 +91,13 @@ impl Report {
 mod tests {
     use super::Report;
 
-    const KEYS: [&str; 13] = [
+    const KEYS: [&str; 16] = [
         "sent",
         "replied",
         "lost",
+        "unaccepted",
         "duplicated",
+        "doubled_allowed",
         "reordered",
         "corrupted",
         "latency_us",
@@ -90,6 +106,7 @@ mod tests {
         "digests_agree",
         "released",
         "lossy_failovers",
+        "redundancy_restored_s",
         "cpu_us_per_packet",
     ];
 

@@ -28,7 +28,7 @@ use self::peer::Peer;
 use crate::engine::{Outbox, ShardReport};
 use crate::proto::detector::{BeatHeard, Detector, DetectorConfig, DetectorCounters};
 use crate::proto::map::ClusterMap;
-use crate::proto::voter::VoterError;
+use crate::proto::voter::{VoterCounters, VoterError};
 use crate::proto::workers::Workers;
 use crate::types::{Boot, Nanos, NodeId, NodeSet, Now};
 use crate::wire::beat::{ControlFrame, ControlFrames, Hello, HelloRefused};
@@ -158,6 +158,8 @@ pub struct Control {
     workers: Workers,
     council: Council,
     told_disowned: bool,
+    /// When the last turn was.
+    turned: Nanos,
     /// A beat was due in this turn.
     ticked: bool,
     silence: Vec<Option<Nanos>>,
@@ -186,6 +188,7 @@ impl Control {
         Ok(Control {
             council,
             told_disowned: false,
+            turned: Nanos::ZERO,
             ticked: false,
             silence: Vec::new(),
             peers: config.peers.iter().map(|node| Peer::new(*node)).collect(),
@@ -328,6 +331,46 @@ impl Control {
         self.council.leads()
     }
 
+    /// The voters.
+    pub fn voters(&self) -> &[NodeId] {
+        &self.council.config.voters
+    }
+
+    /// The voter that leads, as far as this node knows; voters only.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.council.leader()
+    }
+
+    /// What this node's voter has dropped; none: it is no voter.
+    pub fn voter_counters(&self) -> Option<VoterCounters> {
+        self.council.voter_counters()
+    }
+
+    /// Whether a majority of the voters is heard.
+    pub fn has_quorum(&self) -> bool {
+        let heard = |v: &&NodeId| {
+            **v == self.config.node
+                || self.peers.iter().any(|p| p.node == **v && p.joined && !self.is_silent(**v))
+        };
+        self.voters().iter().filter(heard).count() * 2 > self.voters().len()
+    }
+
+    fn is_silent(&self, node: NodeId) -> bool {
+        self.detector.silence(node).is_none_or(|silence| silence >= self.council.config.dead_after)
+    }
+
+    /// The peers that have been silent for DEAD_AFTER, or were never heard.
+    pub fn silent(&self) -> NodeSet {
+        let mut silent = NodeSet::EMPTY;
+        self.peers.iter().filter(|p| self.is_silent(p.node)).for_each(|p| silent.insert(p.node));
+        silent
+    }
+
+    /// How much of its lease was left in the last turn.
+    pub fn lease_left(&self) -> Nanos {
+        self.council.lease_until().since(self.turned)
+    }
+
     /// See [`Failover`].
     pub fn failovers(&self) -> &[Failover] {
         &self.council.failovers
@@ -424,6 +467,7 @@ impl Control {
     /// What is agreed follows what was heard: call it each turn after [`Control::on_timeout`], whether that was due or
     /// not, and before [`Control::to_save`].
     pub fn on_turn(&mut self, now: Now) {
+        self.turned = now.mono;
         let tick = std::mem::take(&mut self.ticked);
         let suspects = self.all_suspects();
         let Control { council, peers, detector, silence, .. } = self;
@@ -466,6 +510,9 @@ impl Control {
             out.peer(peers[at].node, datagram);
         }
         for (to, letter) in council.take_letters() {
+            if !peers.iter().any(|peer| peer.node == to && peer.joined) {
+                continue;
+            }
             datagram.clear();
             write_consensus(datagram, &letter);
             out.peer(to, datagram);

@@ -74,6 +74,8 @@ pub trait ControlCore {
     fn map(&self) -> &Arc<ClusterMap>;
     /// Until when this node may release replies (monotonic); zero: no lease.
     fn lease_until(&self) -> Nanos;
+    /// What is agreed follows what was heard: once a turn, before [`ControlCore::to_save`].
+    fn on_turn(&mut self, now: Now);
     /// What must be durable before anything more is sent, if it has changed.
     fn to_save(&mut self) -> Option<Vec<u8>>;
     /// Something is being decided that an answer of a peer is needed for.
@@ -302,6 +304,7 @@ impl<C: ControlCore> ControlLoop<C> {
         {
             self.end(ControlEnd::CannotLeave(why));
         }
+        self.core.on_turn(now);
         if let Some(state) = self.core.to_save() {
             (self.save)(&state)?;
         }

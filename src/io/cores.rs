@@ -10,7 +10,7 @@ use super::shard_loop::ShardCore;
 use crate::app::{CallApp, Inbound, Unclassified};
 use crate::engine::control::{Control, ControlEvent};
 use crate::engine::{Outbox, Shard, ShardReport};
-use crate::proto::map::{ClusterMap, MapShape};
+use crate::proto::map::ClusterMap;
 use crate::types::{Boot, CallKey, Nanos, NodeId, NodeSet, Now};
 
 impl<A: CallApp> ShardCore for Shard<A> {
@@ -78,117 +78,99 @@ impl<A: CallApp> ShardCore for Shard<A> {
     }
 }
 
-/// A control under a map that is made when all nodes have joined and never changes, and a lease that never ends.
-pub struct Settled {
-    control: Control,
-    me: (NodeId, Boot),
-    shape: MapShape,
-    map: Arc<ClusterMap>,
-}
-
-impl Settled {
-    /// For this life of this node, which has met nobody yet.
-    pub fn new(control: Control, me: (NodeId, Boot), shape: MapShape) -> Settled {
-        Settled { control, me, map: Arc::new(shape.empty_map()), shape }
-    }
-
-    /// Makes the map once every node is known.
-    fn settle(&mut self) {
-        let boot = |node| if node == self.me.0 { Some(self.me.1) } else { self.joined(node) };
-        if self.map.version == 0 && self.shape.nodes.iter().all(|node| boot(node.id).is_some()) {
-            self.map = Arc::new(self.shape.first_map(|node| boot(node).unwrap_or_default()));
-        }
-    }
-}
-
-impl ControlCore for Settled {
+impl ControlCore for Control {
     fn map(&self) -> &Arc<ClusterMap> {
-        &self.map
+        self.map()
     }
 
     fn lease_until(&self) -> Nanos {
-        Nanos::MAX
+        self.lease_until()
     }
 
-    fn on_report(&mut self, _shard: u16, _report: ShardReport) {}
+    fn on_report(&mut self, shard: u16, report: ShardReport) {
+        self.on_report(shard, report);
+    }
 
-    fn on_exit_notice(&mut self, now: Now, node: NodeId, _boot: Boot) {
-        self.control.on_refused(now, node);
+    fn on_exit_notice(&mut self, now: Now, node: NodeId, boot: Boot) {
+        self.on_exit_notice(now, node, boot);
+    }
+
+    fn on_turn(&mut self, now: Now) {
+        self.on_turn(now);
     }
 
     fn to_save(&mut self) -> Option<Vec<u8>> {
-        None
+        self.to_save()
     }
 
     fn is_busy(&self) -> bool {
-        false
+        self.is_busy()
     }
 
     fn drain(&mut self, _now: Now) -> Result<(), String> {
-        Err("the map of this cluster never changes".to_owned())
+        self.drain()
     }
 
     fn is_fenced(&self) -> bool {
-        false
+        self.is_fenced()
     }
 
     fn has_left(&self) -> bool {
-        false
+        self.has_left()
     }
 
     fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
-        self.control.on_peer(now, from, boot, plaintext);
+        self.on_peer(now, from, boot, plaintext);
     }
 
     fn on_refused(&mut self, now: Now, node: NodeId) {
-        self.control.on_refused(now, node);
+        self.on_refused(now, node);
     }
 
     fn on_life(&mut self, now: Now, node: NodeId, boot: Boot) {
-        self.control.on_life(now, node, boot);
+        self.on_life(now, node, boot);
     }
 
     fn on_progress(&mut self, now: Now, shard: u16, progress: Progress) {
-        self.control.on_progress(now, shard, progress.turns, progress.parked);
+        self.on_progress(now, shard, progress.turns, progress.parked);
     }
 
     fn on_timeout(&mut self, now: Now) {
-        self.control.on_timeout(now);
+        self.on_timeout(now);
     }
 
     fn flush(&mut self, now: Now, outbox: &mut impl Outbox) {
-        self.settle();
-        self.control.flush(now, outbox);
-        for event in self.control.take_events() {
+        self.flush(now, outbox);
+        for event in self.take_events() {
             match event {
-                ControlEvent::Joined(..) => tracing::info!("{event}"),
+                ControlEvent::Joined(..) | ControlEvent::Proposed(_) => tracing::info!("{event}"),
                 ControlEvent::Refused(..) => tracing::warn!("{event}"),
+                ControlEvent::Disowned => tracing::error!("{event}"),
             }
         }
     }
 
     fn next_timeout(&self) -> Nanos {
-        self.control.next_timeout()
+        self.next_timeout()
     }
 
     fn suspects(&self, shard: u16) -> NodeSet {
-        self.control.suspects(shard)
+        self.suspects(shard)
     }
 
     fn joined(&self, node: NodeId) -> Option<Boot> {
-        let joined = self.control.joined().contains(node);
-        self.control.peers().find(|peer| joined && peer.node == node).and_then(|peer| peer.boot)
+        let joined = self.joined().contains(node);
+        self.peers().find(|peer| joined && peer.node == node).and_then(|peer| peer.boot)
     }
 
     fn stats(&self) -> Value {
         let peers: Vec<Value> = self
-            .control
             .peers()
             .map(|peer| {
                 json!({
                     "node": peer.node.0,
                     "boot": peer.boot.map(|boot| boot.0),
-                    "joined": self.control.joined().contains(peer.node),
+                    "joined": self.joined().contains(peer.node),
                     "up": peer.up,
                     "suspected": peer.suspected,
                     "rtt_us": peer.rtt.map(Nanos::as_micros),
@@ -197,10 +179,23 @@ impl ControlCore for Settled {
                 })
             })
             .collect();
-        let (dropped, detector) = (self.control.counters(), self.control.detector_counters());
+        let (dropped, detector) = (self.counters(), self.detector_counters());
         json!({
-            "all_joined": self.control.all_joined(),
+            "all_joined": self.all_joined(),
             "peers": peers,
+            "map": **self.map(),
+            "lease_left_us": self.lease_left().as_micros(),
+            "voters": self.voters().iter().map(|v| v.0).collect::<Vec<_>>(),
+            "leader": self.leader().map(|leader| leader.0),
+            "leads": self.leads(),
+            "quorum": self.has_quorum(),
+            "silent": self.silent().iter().map(|n| n.0).collect::<Vec<_>>(),
+            "failovers": self.failovers(),
+            "bad_maps": dropped.bad_maps,
+            "voter": self.voter_counters().map(|c| json!({
+                "malformed": c.malformed, "strangers": c.strangers, "late": c.late, "oversize": c.oversize,
+                "asked_again": c.asked_again,
+            })),
             "deaf": dropped.deaf,
             "dropped": { "malformed": dropped.malformed, "stale": dropped.stale },
             "suspicions": detector.suspicions,

@@ -24,3 +24,4 @@ pub mod sys_socket;
 pub mod sys_thread;
 pub mod sys_time;
 pub mod tally;
+pub mod vote_file;

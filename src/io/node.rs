@@ -28,19 +28,19 @@ use self::shape::service_ips;
 use super::addresses::{Addresses, Change};
 use super::cells::{NodeCells, ShardCell};
 use super::control_loop::{ControlEnd, ControlLoop, ControlParts, Holding};
-use super::cores::Settled;
 use super::multicast::Groups;
 use super::outgoing::Outgoing;
 use super::peer::Link;
 use super::shard_loop::{Handed, Question, ShardLoop, ShardParts, WAKE};
 use super::sys_socket::{self, Buffers};
+use super::vote_file::VoteFile;
 use super::{sys_thread, sys_time};
 use crate::app::CallApp;
 use crate::app::classify::KeyExtractor;
 use crate::app::echo::Echo;
 use crate::app::table::TableLimits;
 use crate::config::{App, Auto, Fanout, Lossy, Node, Pin, Settings, Show};
-use crate::engine::control::{Control, ControlConfig};
+use crate::engine::control::{Control, ControlConfig, CouncilConfig};
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
 use crate::proto::map::MapShape;
@@ -58,6 +58,8 @@ const OTHER_FILES: u64 = 24;
 const FILES_A_THREAD: u64 = 3;
 /// By multicast at most this many sets of members are reached; others get unicast.
 const MOST_MEMBER_SETS: usize = 128;
+/// Voters look for another leader after at least so many beats.
+const LEAST_ELECTION_TICKS: u64 = 5;
 /// However large the jitter, this many times TANDEM_SUSPECT_AFTER of silence make a suspect, and at least...
 const SUSPECT_CEILING: u64 = 8;
 /// ...this much.
@@ -361,12 +363,13 @@ impl Plan<'_> {
         cells: Arc<NodeCells>,
         shards: Vec<Sender<Question>>,
         (changes, ends): (Sender<Change>, Sender<End>),
-    ) -> Result<ControlLoop<Settled>, NodeError> {
+    ) -> Result<ControlLoop<Control>, NodeError> {
         let settings = self.settings;
         let own = self.control_address(settings.node);
         let cluster_wide = settings.cluster_wide();
         let ceiling = Nanos(settings.suspect_after.0.saturating_mul(SUSPECT_CEILING));
-        let control = Control::new(ControlConfig {
+        let mut vote_file = self.vote_file()?;
+        let core = Control::new(ControlConfig {
             node: settings.node,
             boot: self.life.boot,
             peers: settings.peers().map(|node| node.id).collect(),
@@ -374,10 +377,21 @@ impl Plan<'_> {
             beat: settings.beat,
             suspect_after: settings.suspect_after,
             suspect_ceiling: ceiling.max(LEAST_SUSPECT_CEILING),
-            settings: cluster_wide.pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            settings: cluster_wide.pairs,
             settings_hash: cluster_wide.hash,
-        });
-        let core = Settled::new(control, (settings.node, self.life.boot), self.shape.clone());
+            council: CouncilConfig {
+                shape: self.shape.clone(),
+                voters: settings.voters.clone(),
+                lease: settings.lease,
+                dead_after: settings.dead_after,
+                evict_after: settings.evict_after,
+                lossy_go: settings.lossy == Lossy::Go,
+                stored: vote_file.as_ref().and_then(|file| file.stored().map(<[u8]>::to_vec)),
+                birth: vote_file.as_ref().map_or(0, VoteFile::birth),
+                election_ticks: (settings.dead_after.0 / settings.beat.0 / 3).max(LEAST_ELECTION_TICKS),
+                promises: true,
+            },
+        })?;
         // Nobody can have become the owner earlier than so long after the lease was over.
         let grace = settings.dead_after - settings.lease;
         let addresses = service_ips(settings);
@@ -394,13 +408,26 @@ impl Plan<'_> {
             urgent: settings.rt == Auto::Auto,
             supervisor: self.life.supervisor,
             holding: Holding::new((settings.node, self.life.boot), grace, &addresses, changes),
-            save: Box::new(|_| Ok(())),
+            save: Box::new(move |state| match &mut vote_file {
+                Some(file) => file.save(state).map_err(io::Error::other),
+                None => Ok(()),
+            }),
             ends: Box::new(move |end| {
                 // Nobody listens any more when the node ends already.
                 let _ = ends.send(End::Control(end));
             }),
         };
         ControlLoop::new(core, parts).map_err(system("set up the control loop"))
+    }
+
+    /// The file in which this node's votes survive, if it is a voter.
+    fn vote_file(&self) -> Result<Option<VoteFile>, NodeError> {
+        let settings = self.settings;
+        if !settings.voters.contains(&settings.node) {
+            return Ok(None);
+        }
+        let birth = self.life.boot.0 ^ u64::from(std::process::id()).rotate_right(16);
+        Ok(Some(VoteFile::open(&settings.data_dir, &settings.cluster, settings.node, birth)?))
     }
 
     /// Links from `own` to every peer.

@@ -50,6 +50,8 @@ pub struct Safeguards {
     pub after_send: bool,
     /// An owner releases only under a lease.
     pub lease: bool,
+    /// Voters keep their promises, and renew leases under the newest map only.
+    pub promises: bool,
 }
 
 impl Default for Safeguards {
@@ -70,6 +72,7 @@ impl Default for Safeguards {
             own_term: true,
             after_send: true,
             lease: true,
+            promises: true,
         }
     }
 }

@@ -11,6 +11,8 @@
 //!   late would undo newer votes. So letters are numbered, and one that was overtaken is dropped like a lost one.
 //! - **Loss.** It repeats what opens a round, but neither a proposal nor its acceptance. So a leader's letters say how
 //!   far its log has got, and a follower that sees it stand still asks for the log again.
+//! - **Astray.** A voter that promised a round whose leader died in it follows nobody else, and while the others have a
+//!   leader it waits for good. So a leader that sees one for a while opens a round above that promise.
 //! - **Snapshots.** It can put a snapshot together from entries that were never decided (when it brings a follower up
 //!   to date by a difference). So only whole snapshots travel, and everything decided becomes one at once: letters
 //!   carry a map or two, however long a voter was away.
@@ -28,6 +30,7 @@ mod tests;
 
 use std::fmt;
 
+use omnipaxos::ballot_leader_election::Ballot;
 use omnipaxos::messages::Message;
 use omnipaxos::{ClusterConfig, OmniPaxos, ServerConfig};
 
@@ -38,6 +41,9 @@ use crate::types::{Boot, NodeId};
 
 /// The longest letter; longer ones are dropped and counted.
 pub const MAX_LETTER: usize = 60_000;
+
+/// The most ballots a leader goes up at once; the rest when it finds that it was not enough.
+const MAX_RAISE: u32 = 16;
 
 /// What was dropped, by reason.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
@@ -52,6 +58,8 @@ pub struct VoterCounters {
     pub oversize: u64,
     /// How often it asked the leader for the log again, because something was lost.
     pub asked_again: u64,
+    /// How often it, as the leader, opened a round for a voter that followed nobody.
+    pub brought_back: u64,
 }
 
 /// What was saved cannot be used.
@@ -85,6 +93,8 @@ struct Link {
     sent: u64,
     /// The birth of its vote file by the newest agreed map; 0 if not agreed yet.
     birth: u64,
+    /// The tick since which it follows a higher ballot than this leader's, and nobody leads with that.
+    astray: Option<u64>,
 }
 
 /// How far the leader's log and its own are apart, since when.
@@ -151,7 +161,9 @@ impl Voter {
         let shelf = Shelf::new(held);
         let election = election.max(1);
         let others = voters.iter().filter(|voter| **voter != me);
-        let links = others.map(|node| Link { node: *node, life: 0, heard: 0, sent: 0, birth: 0 }).collect();
+        let links = others
+            .map(|node| Link { node: *node, life: 0, heard: 0, sent: 0, birth: 0, astray: None })
+            .collect();
         let nodes: Vec<u64> = voters.iter().map(|voter| u64::from(voter.0)).collect();
         let seat = if nodes.len() == 1 {
             Seat::Alone
@@ -220,6 +232,7 @@ impl Voter {
         (link.life, link.heard) = (letter.life, letter.number);
         let log = (paxos.get_decided_idx(), paxos.get_accepted_idx());
         let agreed = paxos.get_current_leader().is_some_and(|(_, accepts)| accepts);
+        let follows = letter::follows(&letter.message);
         match letter::judge(&letter.message, from, self.me, log, agreed) {
             Judgement::Sound => paxos.handle_incoming(letter.message),
             Judgement::Late => self.counters.late += 1,
@@ -231,6 +244,29 @@ impl Voter {
         self.settle();
         if let Some(standing) = letter.leads {
             self.compare(from, standing);
+        }
+        if let Some((ballot, content)) = follows {
+            self.bring_back(from, ballot, content);
+        }
+    }
+
+    /// A voter says which ballot it follows, and whether it is content with that.
+    fn bring_back(&mut self, from: NodeId, ballot: Ballot, content: bool) {
+        let leads = self.is_leader();
+        let Seat::Among(paxos) = &mut self.seat else { return };
+        let Some(link) = self.links.iter_mut().find(|link| link.node == from) else { return };
+        if content || !leads || ballot <= paxos.get_promise() {
+            link.astray = None;
+        } else if self.ticks - *link.astray.get_or_insert(self.ticks) >= 3 * self.patience {
+            link.astray = None;
+            self.counters.brought_back += 1;
+            for _ in 0..MAX_RAISE {
+                paxos.try_become_leader();
+                if paxos.get_promise() > ballot {
+                    break;
+                }
+            }
+            self.settle();
         }
     }
 
@@ -318,6 +354,14 @@ impl Voter {
     /// The version of the newest map decided, taken or not.
     pub fn newest_version(&self) -> u32 {
         self.shelf.held().newest().map_or(0, |map| map.version)
+    }
+
+    /// The voter that leads, as far as this one knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        match &self.seat {
+            Seat::Alone => Some(self.me),
+            Seat::Among(paxos) => paxos.get_current_leader().map(|(pid, _)| NodeId(pid as u16)),
+        }
     }
 
     /// Takes note of the births in an agreed map: a voter that had another vote file then has forgotten its votes. True

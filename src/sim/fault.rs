@@ -64,6 +64,12 @@ impl Layout {
         self.shape.first_map(|node| boots[usize::from(node.0) - 1])
     }
 
+    /// The lowest three nodes vote, or the lowest one of two.
+    pub fn voters(&self) -> Vec<NodeId> {
+        let most = if self.nodes() < 3 { 1 } else { 3 };
+        self.ids().take(most).collect()
+    }
+
     /// The number of nodes.
     pub fn nodes(&self) -> usize {
         self.hosts.len()

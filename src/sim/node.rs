@@ -174,6 +174,8 @@ pub struct Node {
     pub known: Vec<Option<Boot>>,
     /// Whom it wrongly holds to be silent, by fault.
     pub wrong: Vec<(u32, NodeSet)>,
+    /// What its voter has saved.
+    pub votes: Option<Vec<u8>>,
     /// Its control, in worlds in which nodes beat.
     pub heart: Option<Heart>,
     /// Its loops.

@@ -161,6 +161,7 @@ impl World {
                 turn: None,
                 silent: NodeSet::EMPTY,
                 known: vec![None; boots.len()],
+                votes: None,
                 heart: None,
                 wrong: Vec::new(),
                 loops: Vec::new(),

@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The report's keys, which are stable.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 16] = [
     "sent",
     "replied",
     "lost",
+    "unaccepted",
     "duplicated",
+    "doubled_allowed",
     "reordered",
     "corrupted",
     "latency_us",
@@ -19,6 +21,7 @@ const KEYS: [&str; 13] = [
     "digests_agree",
     "released",
     "lossy_failovers",
+    "redundancy_restored_s",
     "cpu_us_per_packet",
 ];
 const PERCENTILES: [&str; 5] = ["p50", "p90", "p99", "p999", "max"];

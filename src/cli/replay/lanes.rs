@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 
+use super::holes::Holes;
 use super::ledger::Sent;
 use crate::types::{Nanos, NodeId};
 use crate::wire::echo::EchoTrailer;
@@ -24,7 +25,7 @@ pub(crate) enum Continuity {
     Broken,
 }
 
-/// One lane: 40 bytes, so that millions fit.
+/// One lane: 48 bytes, so that millions fit.
 #[derive(Copy, Clone, Default)]
 struct Lane {
     /// The engine's hash of the call.
@@ -37,6 +38,8 @@ struct Lane {
     answered: Nanos,
     /// The order of the datagram at which state was lost: answers to those before it say nothing any more.
     broken_at: u32,
+    /// The highest order of an answered datagram.
+    newest: u32,
     node: u16,
     /// Twice the number of the window in which it was noted whether this is a victim, plus 1 if it is.
     window: u16,
@@ -48,11 +51,17 @@ pub(crate) struct Lanes {
     /// Calls that a lane had before its present one: their last answers may still come.
     elder: HashMap<(u32, u64), Lane>,
     ages: VecDeque<(Nanos, u32, u64)>,
+    holes: Holes,
 }
 
 impl Lanes {
     pub(crate) fn new(count: usize) -> Lanes {
-        Lanes { lanes: vec![Lane::default(); count], elder: HashMap::new(), ages: VecDeque::new() }
+        Lanes {
+            lanes: vec![Lane::default(); count],
+            elder: HashMap::new(),
+            ages: VecDeque::new(),
+            holes: Holes::default(),
+        }
     }
 
     /// Takes the answer to a datagram.
@@ -61,7 +70,7 @@ impl Lanes {
         let Some(present) = self.lanes.get_mut(lane as usize) else { return Continuity::Broken };
         if present.count != 0 && present.call != trailer.call {
             if let Some(elder) = self.elder.get_mut(&(lane, trailer.call)) {
-                return elder.step(sent, trailer, now);
+                return elder.step(sent, trailer, now, &mut self.holes);
             }
             // The lane's next call: keep the old one for the answers that are still on their way.
             self.elder.insert((lane, present.call), *present);
@@ -69,15 +78,24 @@ impl Lanes {
             (present.count, present.broken_at) = (0, 0);
         }
         present.node = trailer.node.0;
-        present.step(sent, trailer, now)
+        present.step(sent, trailer, now, &mut self.holes)
     }
 
-    /// Forgets former calls that were replaced before `time`.
-    pub(crate) fn forget(&mut self, time: Nanos) {
+    /// Whether the service executed a datagram without a readable answer: a count of its call that no answer has
+    /// shown is put down to it.
+    pub(crate) fn explain(&mut self, sent: &Sent) -> bool {
+        self.holes.explain(sent)
+    }
+
+    /// Forgets former calls that were replaced before `time`, and missing counts from before then, when all
+    /// datagrams sent by that time have been explained or answered. Returns how often a call's count jumped: it
+    /// left out more than there are datagrams.
+    pub(crate) fn forget(&mut self, time: Nanos) -> u64 {
         while let Some((_, lane, call)) = self.ages.front().copied().filter(|(age, ..)| *age < time) {
             self.ages.pop_front();
             self.elder.remove(&(lane, call));
         }
+        self.holes.forget(time)
     }
 
     /// The node that answered `lane` last, if any did.
@@ -109,16 +127,23 @@ impl Lanes {
 }
 
 impl Lane {
-    fn step(&mut self, sent: &Sent, trailer: &EchoTrailer, now: Nanos) -> Continuity {
+    fn step(&mut self, sent: &Sent, trailer: &EchoTrailer, now: Nanos, holes: &mut Holes) -> Continuity {
         let (count, order) = (trailer.count, sent.order);
         if self.count == 0 {
+            // A call that counts more than was sent since the one before it was there before this run.
+            if count <= order.saturating_sub(self.newest).into() {
+                holes.note(sent.lane, trailer.call, 0, count, Nanos::ZERO, now);
+            }
+            self.newest = order;
             (self.call, self.count, self.seen, self.answered) = (trailer.call, count, 1, now);
             return Continuity::Fits;
         }
+        self.newest = self.newest.max(order);
         if order < self.broken_at {
             return Continuity::Fits;
         }
         if count > self.count {
+            holes.note(sent.lane, self.call, self.count, count, self.answered, now);
             let ahead = count - self.count;
             self.seen = if ahead < 64 { self.seen << ahead | 1 } else { 1 };
             (self.count, self.answered) = (count, now);
@@ -128,10 +153,12 @@ impl Lane {
         if behind >= 64 || self.seen >> behind & 1 == 1 {
             // A count is given once. From here on the new counting is taken as the right one, so that one
             // loss of state is reported once.
+            holes.clear(sent.lane, self.call);
             (self.count, self.seen, self.answered, self.broken_at) = (count, 1, now, order);
             return Continuity::Broken;
         }
         self.seen |= 1 << behind;
+        holes.fill(sent.lane, self.call, count);
         if sent.at <= self.answered { Continuity::Fits } else { Continuity::Reordered }
     }
 }
@@ -180,6 +207,21 @@ mod tests {
         assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (3, 5, 1), (4, 5, 2), (5, 5, 3)])[2..], [Broken, Fits, Fits]);
         assert_eq!(run(&[(1, 5, 1), (2, 5, 2), (3, 5, 2), (4, 5, 3)])[2..], [Broken, Fits]);
         assert_eq!(run(&[(1, 5, 1), (2, 5, 200), (3, 5, 3), (4, 5, 4)])[2..], [Broken, Fits]);
+    }
+
+    #[test]
+    fn a_count_that_jumps_is_told_from_one_that_unanswered_datagrams_have() {
+        let mut lanes = Lanes::new(1);
+        let at = |order: u32| Nanos::from_millis(u64::from(order));
+        let sent =
+            |order| Sent { hash: 0, intended: at(order), at: at(order), lane: 0, flow: 0, order, kind: 0 };
+        for (order, count) in [(1, 1), (2, 2), (4, 4), (6, 9)] {
+            let trailer = EchoTrailer { slot: 0, call: 5, count, position: Position(1), node: NodeId(1) };
+            assert_eq!(lanes.on_reply(&sent(order), &trailer, at(order + 1)), Fits);
+        }
+        assert!(lanes.explain(&sent(3)) && lanes.explain(&sent(5)));
+        assert_eq!(lanes.forget(at(7)), 0, "what came at 7 ms is still open");
+        assert_eq!(lanes.forget(at(8)), 1, "6 to 8");
     }
 
     #[test]

@@ -16,11 +16,13 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::cli::{capture, complain, json};
+use crate::cli::{BadUsage, capture, complain, json};
 use crate::io::sys_time;
 use crate::types::Nanos;
 
+mod faults;
 mod flows;
+mod holes;
 mod lanes;
 mod ledger;
 mod outcome;
@@ -71,6 +73,10 @@ pub struct Args {
     /// The target answers with the bytes alone, without the echo application's trailer
     #[arg(long)]
     pub plain: bool,
+    /// How many failovers of the service address to expect: so many silences, the worst ones, excuse datagrams that
+    /// were lost on the wire then (not accepted ones), and answers of the last moment before that come again
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub expect_failovers: usize,
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -92,7 +98,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pace =
         Pace { calls: args.calls, speed: args.speed, duration: args.duration.map(seconds), rate: args.rate };
     let expect = if args.plain { Expect::Plain } else { Expect::Trailer };
-    let options = Options { targets, expect, drain: seconds(args.drain), sockets: None };
+    let expect_failovers = args.expect_failovers;
+    if expect_failovers > 0 && targets.len() > 1 {
+        return Err(
+            BadUsage("--expect-failovers sees a silence only with one --target: give one".into()).into()
+        );
+    }
+    let options = Options { targets, expect, drain: seconds(args.drain), sockets: None, expect_failovers };
     let found = plan.templates().len();
     let mut runner = Runner::new(Schedule::new(plan, pace), options)?;
     if !args.quiet {

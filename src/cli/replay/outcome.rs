@@ -78,15 +78,21 @@ impl Outcome {
             node: window.node.map_or_else(String::new, |node| node.to_string()),
             at_ms: ms(window.at),
             gap_ms: window.gap.map(ms),
+            outage_ms: window.outage.then(|| ms(window.silence)),
             lost: window.lost,
+            unaccepted: window.unaccepted,
             duplicated: window.duplicated,
+            doubled_allowed: window.doubled_allowed,
         };
-        let Counts { sent, replied, lost, duplicated, reordered, corrupted, .. } = self.counts;
+        let Counts { sent, replied, lost, unaccepted, .. } = self.counts;
+        let Counts { duplicated, doubled_allowed, reordered, corrupted, .. } = self.counts;
         Report {
             sent,
             replied,
             lost,
+            unaccepted,
             duplicated,
+            doubled_allowed,
             reordered,
             corrupted,
             latency_us: self.latency,
@@ -101,7 +107,7 @@ impl Outcome {
         let parts = [
             (counts.unknown, "with unknown bytes"),
             (counts.bad_trailer, "with a bad trailer"),
-            (counts.broken, "with a per-call count that went back: state was lost"),
+            (counts.broken, "with a per-call count that went back or jumped: state was lost"),
         ];
         let parts: Vec<_> =
             parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
@@ -121,7 +127,13 @@ impl fmt::Display for Outcome {
         )?;
         writeln!(f, "replied     {:>12}{}", counts.replied, nodes(&self.replies_by_node))?;
         writeln!(f, "lost        {:>12}", counts.lost)?;
+        if counts.unaccepted > 0 {
+            writeln!(f, "unaccepted  {:>12}  lost on the wire while no owner was there", counts.unaccepted)?;
+        }
         writeln!(f, "duplicated  {:>12}", counts.duplicated)?;
+        if counts.doubled_allowed > 0 {
+            writeln!(f, "doubled     {:>12}  answers of an owner's last moment", counts.doubled_allowed)?;
+        }
         writeln!(f, "reordered   {:>12}", counts.reordered)?;
         writeln!(f, "corrupted   {:>12}{}", counts.corrupted, self.details())?;
         if self.unsent > 0 {
@@ -138,19 +150,30 @@ impl fmt::Display for Outcome {
         {
             writeln!(f, "{title:<11} {:>12.3}  ms, {name}", gap.as_millis_f64())?;
         }
-        for window in &self.windows {
-            let gap = window.gap.map_or_else(|| "-".to_owned(), |gap| format!("{:.3}", gap.as_millis_f64()));
-            let node = window.node.map_or_else(String::new, |node| format!(" {node}"));
-            writeln!(
-                f,
-                "killed      {gap:>12}  ms, the longest gap of calls of {}{node} from {:.1} s on; lost {}, duplicated {}",
-                window.label,
-                window.at.as_millis_f64() / 1000.0,
-                window.lost,
-                window.duplicated
-            )?;
-        }
-        Ok(())
+        self.windows.iter().try_for_each(|window| window_line(f, window))
+    }
+}
+
+fn window_line(f: &mut fmt::Formatter<'_>, window: &Window) -> fmt::Result {
+    let ms = |time: Nanos| format!("{:.3}", time.as_millis_f64());
+    let gap = window.gap.map_or_else(|| "-".to_owned(), ms);
+    let node = window.node.map_or_else(String::new, |node| format!(" {node}"));
+    let at = window.at.as_millis_f64() / 1000.0;
+    write!(f, "{:<11} {gap:>12}  ms, the longest gap of ", window.label)?;
+    if window.outage {
+        write!(f, "all calls from {at:.1} s on{}", node.replace(' ', ", when it took "))?;
+        write!(f, "; no answer at all for {} ms; ", ms(window.silence))?;
+        writeln!(
+            f,
+            "unaccepted {}, doubled {}, lost {}",
+            window.unaccepted, window.doubled_allowed, window.lost
+        )
+    } else {
+        writeln!(
+            f,
+            "calls of{node} from {at:.1} s on; lost {}, duplicated {}",
+            window.lost, window.duplicated
+        )
     }
 }
 

@@ -46,6 +46,9 @@ pub struct Options {
     /// At most this many sockets; `None`: one for each flow of each call, or 1,024 shared ones if those are
     /// more than the limit of open files allows.
     pub sockets: Option<usize>,
+    /// How many deaths of an owner that nobody marks may be found from silences of all answers. With several
+    /// targets a silence of one is not seen.
+    pub expect_failovers: usize,
 }
 
 /// A run that could not be set up or go on.
@@ -113,6 +116,13 @@ impl Live<'_> {
     pub fn mark(&mut self, label: &str, node: Option<NodeId>, length: Nanos) {
         self.tally.mark(label, node, mono().since(self.start), length);
     }
+
+    /// The same for the node that holds the service address, which is about to be killed, alone or with its host:
+    /// what is lost on the wire until another has the address is counted apart, and so are answers of the node's
+    /// last moment that come again. All calls count for the window's gap.
+    pub fn mark_outage(&mut self, label: &str, node: NodeId, length: Nanos) {
+        self.tally.mark_outage(label, node, mono().since(self.start), length);
+    }
 }
 
 /// See the module's description.
@@ -144,8 +154,10 @@ impl<T: Traffic> Runner<T> {
         poll.registry().register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)?;
         let sockets = Sockets::open(traffic.shape(), &options.targets, options.sockets, poll.registry())
             .map_err(|source| RunError::Open { target, source })?;
+        let mut tally = Tally::new(traffic.shape(), options.expect);
+        tally.expect_failovers(options.expect_failovers);
         Ok(Runner {
-            tally: Tally::new(traffic.shape(), options.expect),
+            tally,
             batch: RecvBatch::new(RECV_BATCH, MAX_DATAGRAM),
             bytes: Vec::with_capacity(2048),
             unread: VecDeque::new(),

@@ -4,14 +4,15 @@
 use hdrhistogram::Histogram;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::flows::{Flows, Stamp};
+use super::faults::{Fault, Faults};
+use super::flows::{Flows, Silence, Stamp};
 use super::lanes::{Continuity, Lanes};
-use super::ledger::{Found, Ledger, Sent};
+use super::ledger::{Fate, Found, Ledger, Sent};
 use super::traffic::Shape;
 use super::window::Window;
 use crate::cli::report::Latency;
 use crate::types::{Nanos, NodeId};
-use crate::wire::echo::{self, ECHO_TRAILER_LEN};
+use crate::wire::echo::{self, ECHO_TRAILER_LEN, EchoTrailer};
 
 /// How long a datagram is remembered. One unanswered for longer is lost; a second answer that comes later than
 /// this counts as corrupted.
@@ -33,10 +34,15 @@ pub struct Counts {
     pub sent: u64,
     /// Datagrams answered.
     pub replied: u64,
-    /// Datagrams given up on (unanswered for [`REMEMBER`], or at the end).
+    /// Datagrams given up on (unanswered for [`REMEMBER`], or at the end), but for...
     pub lost: u64,
-    /// Answers beyond the first.
+    /// ...those that were lost on the wire while the service was away: the counts of their calls show that they were
+    /// never executed.
+    pub unaccepted: u64,
+    /// Answers beyond the first, but for...
     pub duplicated: u64,
+    /// ...copies of what a dying owner sent in its last moment.
+    pub doubled_allowed: u64,
     /// Answers that another of the same flow and call overtook, or whose datagram was executed before one of its
     /// flow and call that was sent earlier, or before one of its call that had been answered when it was sent.
     pub reordered: u64,
@@ -46,12 +52,13 @@ pub struct Counts {
     pub unknown: u64,
     /// Answers with the right bytes and a missing or unreadable trailer.
     pub bad_trailer: u64,
-    /// Answers whose per-call count went back or was used before: state was lost.
+    /// Answers whose per-call count went back, was used before, or left out more than the datagrams that have no
+    /// answer: state was lost.
     pub broken: u64,
 }
 
 impl Counts {
-    /// Nothing lost, duplicated, reordered or corrupted.
+    /// Nothing lost, duplicated, reordered or corrupted; what a failover excuses may have happened.
     pub fn is_clean(&self) -> bool {
         self.lost + self.duplicated + self.reordered + self.corrupted == 0
     }
@@ -66,6 +73,7 @@ pub struct Tally {
     flows: Flows,
     latency: Histogram<u64>,
     windows: Vec<Window>,
+    faults: Faults,
     /// Answers of each node, and when the last came; the last place is for ids no node can have.
     nodes: Vec<(u64, Nanos)>,
 }
@@ -73,6 +81,17 @@ pub struct Tally {
 /// The key under which a datagram's answer is found: its bytes and the socket it comes back to.
 pub fn key(bytes: &[u8], socket: u32) -> u64 {
     xxh3_64_with_seed(bytes, u64::from(socket))
+}
+
+/// Everything a trailer says but for who answered; never 0.
+fn told(trailer: &EchoTrailer) -> u64 {
+    let EchoTrailer { slot, call, count, position, .. } = *trailer;
+    let mut bytes = [0; 28];
+    bytes[..4].copy_from_slice(&slot.to_le_bytes());
+    bytes[4..12].copy_from_slice(&call.to_le_bytes());
+    bytes[12..20].copy_from_slice(&count.to_le_bytes());
+    bytes[20..].copy_from_slice(&position.0.to_le_bytes());
+    xxh3_64_with_seed(&bytes, 0).max(1)
 }
 
 /// A histogram of nanoseconds up to 10 minutes, within 0.1 %.
@@ -105,6 +124,7 @@ impl Tally {
             flows: Flows::new(shape.flows, shape.kinds),
             latency: nanos_histogram(),
             windows: Vec::new(),
+            faults: Faults::default(),
             nodes: vec![(0, Nanos::ZERO); usize::from(NodeId::MAX) + 2],
         }
     }
@@ -119,42 +139,53 @@ impl Tally {
     /// Takes an answer that came to `socket`.
     pub fn on_reply(&mut self, socket: u32, reply: &[u8], now: Nanos) {
         let (found, trailer) = match self.expect {
-            Expect::Plain => (self.ledger.answer(key(reply, socket), 0), None),
+            Expect::Plain => (self.ledger.answer(key(reply, socket), 0, now), None),
             Expect::Trailer => match echo::split(reply) {
                 Some((request, trailer)) => {
-                    (self.ledger.answer(key(request, socket), trailer.count), Some(trailer))
+                    (self.ledger.answer(key(request, socket), told(&trailer), now), Some(trailer))
                 }
-                None => (self.find_without_trailer(socket, reply), None),
+                None => (self.find_without_trailer(socket, reply, now), None),
             },
         };
-        let sent = match found {
-            Found::First(sent) => sent,
-            Found::Again => return self.on_duplicate(now),
+        match found {
             Found::Never => {
                 self.counts.unknown += 1;
                 self.counts.corrupted += 1;
                 return;
             }
-        };
+            Found::First(_) | Found::Copy(..) | Found::Again(_) => self.faults.on_arrival(now),
+        }
+        match found {
+            Found::First(sent) => self.on_first(&sent, trailer, now),
+            Found::Copy(_, first) => self.on_copy(first, now),
+            Found::Again(sent) => {
+                self.on_duplicate(now);
+                // Executed once more than it was sent: that is no jump of the count.
+                if let Some(trailer) = trailer {
+                    self.on_count(&sent, &trailer, now);
+                }
+            }
+            Found::Never => {}
+        }
+    }
+
+    fn on_first(&mut self, sent: &Sent, trailer: Option<EchoTrailer>, now: Nanos) {
         self.counts.replied += 1;
+        self.faults.on_answer(sent.at, now);
         // 10 minutes is the histogram's end; what takes longer is recorded as that.
         self.latency.saturating_record(now.since(sent.intended).0.max(1));
         let stamp = trailer.map(|trailer| Stamp { call: trailer.call, count: trailer.count });
         let (silence, mut in_order) =
             self.flows.on_reply(sent.flow, sent.kind, sent.order, stamp.unwrap_or_default(), now);
-        self.note_in_window(&sent, silence, now);
+        self.note_in_window(sent, silence, now);
         if let Some(trailer) = trailer {
             let (count, last) = &mut self.nodes[usize::from(trailer.node.0.min(NodeId::MAX + 1))];
             (*count, *last) = (*count + 1, now);
-            match self.lanes.on_reply(&sent, &trailer, now) {
+            match self.on_count(sent, &trailer, now) {
                 Continuity::Fits => {}
                 Continuity::Reordered => in_order = false,
-                Continuity::Broken => {
-                    // A count that starts again says nothing about order.
-                    in_order = true;
-                    self.counts.broken += 1;
-                    self.counts.corrupted += 1;
-                }
+                // A count that starts again says nothing about order.
+                Continuity::Broken => in_order = true,
             }
         } else if self.expect == Expect::Trailer {
             self.counts.bad_trailer += 1;
@@ -163,15 +194,33 @@ impl Tally {
         self.counts.reordered += u64::from(!in_order);
     }
 
+    fn on_count(&mut self, sent: &Sent, trailer: &EchoTrailer, now: Nanos) -> Continuity {
+        let continuity = self.lanes.on_reply(sent, trailer, now);
+        if continuity == Continuity::Broken {
+            self.counts.broken += 1;
+            self.counts.corrupted += 1;
+        }
+        continuity
+    }
+
     /// Whose answer is it whose trailer cannot be read? Perhaps only the trailer is bad, or missing.
-    fn find_without_trailer(&mut self, socket: u32, reply: &[u8]) -> Found {
+    fn find_without_trailer(&mut self, socket: u32, reply: &[u8], now: Nanos) -> Found {
         let request = reply.len().checked_sub(ECHO_TRAILER_LEN).and_then(|len| reply.get(..len));
-        match request.map(|request| self.ledger.answer(key(request, socket), 0)) {
+        match request.map(|request| self.ledger.answer(key(request, socket), 0, now)) {
             Some(Found::First(sent)) => Found::First(sent),
-            _ => match self.ledger.answer(key(reply, socket), 0) {
+            _ => match self.ledger.answer(key(reply, socket), 0, now) {
                 Found::First(sent) => Found::First(sent),
-                Found::Again | Found::Never => Found::Never,
+                Found::Copy(..) | Found::Again(_) | Found::Never => Found::Never,
             },
+        }
+    }
+
+    /// The very answer that came at `first` came again.
+    fn on_copy(&mut self, first: Nanos, now: Nanos) {
+        let Some(window) = self.faults.excuse_copy(first, now) else { return self.on_duplicate(now) };
+        self.counts.doubled_allowed += 1;
+        if let Some(window) = window.and_then(|number| self.windows.get_mut(number)) {
+            window.doubled_allowed += 1;
         }
     }
 
@@ -182,10 +231,10 @@ impl Tally {
         }
     }
 
-    fn note_in_window(&mut self, sent: &Sent, silence: Option<super::flows::Silence>, now: Nanos) {
+    fn note_in_window(&mut self, sent: &Sent, silence: Option<Silence>, now: Nanos) {
         let number = self.windows.len() as u16;
         let Some(window) = self.windows.last_mut() else { return };
-        if window.node.is_none_or(|node| self.lanes.is_victim(sent.lane, number, node)) {
+        if window.of_calls().is_none_or(|node| self.lanes.is_victim(sent.lane, number, node)) {
             window.on_answer(silence, now);
         }
     }
@@ -195,38 +244,82 @@ impl Tally {
     pub fn mark(&mut self, label: &str, node: Option<NodeId>, at: Nanos, length: Nanos) {
         let last = match node {
             Some(node) => self.nodes.get(usize::from(node.0)).map(|(_, last)| *last),
-            None => self.nodes.iter().map(|(_, last)| *last).max(),
+            None => self.last_answer(),
         };
-        self.windows.push(Window::new(label, node, at, length, last.unwrap_or(at)));
+        self.windows.push(Window::new(label, (node, false), at, length, last.unwrap_or(at)));
+    }
+
+    /// The same for the death of the node that holds the service address: what is lost on the wire until another
+    /// has it, and answers of the last moment that come again, are excused. All calls count for the silences.
+    pub fn mark_outage(&mut self, label: &str, node: NodeId, at: Nanos, length: Nanos) {
+        let last = self.last_answer().unwrap_or(at);
+        self.faults.mark(at, self.windows.len());
+        self.windows.push(Window::new(label, (Some(node), true), at, length, last));
+    }
+
+    fn last_answer(&self) -> Option<Nanos> {
+        self.nodes.iter().map(|(_, last)| *last).max()
+    }
+
+    /// Nobody marks anything: the `expected` worst silences of all answers are taken for deaths of an owner.
+    pub fn expect_failovers(&mut self, expected: usize) {
+        self.faults.expect(expected);
     }
 
     /// Gives up on what has been unanswered for [`REMEMBER`]; to be called now and then.
     pub fn on_tick(&mut self, now: Nanos) {
         self.give_up(now.since(REMEMBER));
+        self.faults.forget(now.since(REMEMBER));
     }
 
     /// Gives up on everything that is unanswered: the run is over.
     pub fn finish(&mut self) {
         self.give_up(Nanos::MAX);
+        let (found, surplus) = self.faults.conclude();
+        for Fault { unaccepted, doubled, .. } in surplus {
+            self.counts.unaccepted -= unaccepted;
+            self.counts.lost += unaccepted;
+            self.counts.doubled_allowed -= doubled;
+            self.counts.duplicated += doubled;
+        }
+        self.windows.extend(found.iter().map(Window::found));
     }
 
     fn give_up(&mut self, before: Nanos) {
-        let Tally { ledger, flows, lanes, windows, counts, .. } = self;
-        ledger.forget(before, |sent| {
-            counts.lost += 1;
-            let silence = flows.on_lost(sent.flow, sent.kind, sent.at);
-            for window in windows.iter_mut() {
-                window.on_lost(sent.at);
+        let Tally { ledger, flows, lanes, windows, faults, counts, expect, .. } = self;
+        ledger.forget(before, |sent, fate| {
+            if *expect == Expect::Plain && fate == Fate::Unstamped {
+                return;
+            }
+            let executed = lanes.explain(sent);
+            if fate == Fate::Unstamped {
+                return;
+            }
+            let excuse = if executed { None } else { faults.excuse_unanswered(sent.at) };
+            match excuse {
+                Some(window) => {
+                    counts.unaccepted += 1;
+                    if let Some(window) = window.and_then(|number| windows.get_mut(number)) {
+                        window.unaccepted += 1;
+                    }
+                }
+                None => {
+                    counts.lost += 1;
+                    windows.iter_mut().for_each(|window| window.on_lost(sent.at));
+                }
             }
             // Only for the newest window is it still known which calls its node was answering.
+            let silence = flows.on_lost(sent.flow, sent.kind, sent.at);
             let number = windows.len() as u16;
             if let (Some(window), Some(silence)) = (windows.last_mut(), silence)
-                && window.node.is_none_or(|node| lanes.is_victim(sent.lane, number, node))
+                && window.of_calls().is_none_or(|node| lanes.is_victim(sent.lane, number, node))
             {
                 window.on_silence(silence);
             }
         });
-        lanes.forget(before);
+        let jumps = lanes.forget(before);
+        counts.broken += jumps;
+        counts.corrupted += jumps;
     }
 
     /// The figures so far.
@@ -265,3 +358,6 @@ impl Tally {
         &self.latency
     }
 }
+
+#[cfg(test)]
+mod tests;

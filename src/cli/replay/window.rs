@@ -1,5 +1,6 @@
 //! What clients saw around a moment, for example a kill.
 
+use super::faults::Fault;
 use super::flows::Silence;
 use crate::types::{Nanos, NodeId};
 
@@ -11,8 +12,12 @@ const LEAD: Nanos = Nanos::from_millis(100);
 pub struct Window {
     /// What happened.
     pub label: String,
-    /// Only calls that this node was answering count for the silences; all calls if `None`.
+    /// The node it happened to. Only calls that it was answering count for the silences; all calls if `None`, or if
+    /// the service itself was away.
     pub node: Option<NodeId>,
+    /// Whether the node that holds the service address was killed: until another has it, datagrams are lost on
+    /// their way.
+    pub outage: bool,
     /// When it happened.
     pub at: Nanos,
     /// What begins later than this after `at` does not count.
@@ -22,10 +27,14 @@ pub struct Window {
     pub gap: Option<Nanos>,
     /// The longest time without any answer to any of these calls, begun before the end of the window.
     pub silence: Nanos,
-    /// Datagrams sent from 100 ms before `at` to the end of the window and never answered, of all calls.
+    /// Datagrams sent from 100 ms before `at` to the end of the window and never answered, of all calls, but for...
     pub lost: u64,
-    /// Answers that came a second time within the window, of all calls.
+    /// ...those that were lost on the wire while the service was away.
+    pub unaccepted: u64,
+    /// Answers that came a second time within the window, of all calls, but for...
     pub duplicated: u64,
+    /// ...copies of what the dying node sent in its last moment.
+    pub doubled_allowed: u64,
     last_answer: Nanos,
 }
 
@@ -33,7 +42,7 @@ impl Window {
     /// `last_answer`: when the node (or any node) answered last.
     pub(crate) fn new(
         label: &str,
-        node: Option<NodeId>,
+        (node, outage): (Option<NodeId>, bool),
         at: Nanos,
         length: Nanos,
         last_answer: Nanos,
@@ -41,14 +50,31 @@ impl Window {
         Window {
             label: label.to_owned(),
             node,
+            outage,
             at,
             length,
             gap: None,
             silence: Nanos::ZERO,
             lost: 0,
+            unaccepted: 0,
             duplicated: 0,
+            doubled_allowed: 0,
             last_answer,
         }
+    }
+
+    /// A silence that was found, not marked.
+    pub(crate) fn found(fault: &Fault) -> Window {
+        let length = fault.until.since(fault.from);
+        let mut window = Window::new("silence", (None, true), fault.from, length, fault.until);
+        (window.gap, window.silence) = (Some(length), length);
+        (window.unaccepted, window.doubled_allowed) = (fault.unaccepted, fault.doubled);
+        window
+    }
+
+    /// The node whose calls alone count for the silences.
+    pub(crate) fn of_calls(&self) -> Option<NodeId> {
+        self.node.filter(|_| !self.outage)
     }
 
     /// Whether anything may still be added at `now`.

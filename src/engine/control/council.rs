@@ -15,7 +15,7 @@ use super::Peer;
 use crate::engine::ShardReport;
 use crate::proto::map::{ClusterMap, GroupSet, MapShape, NodeState};
 use crate::proto::steward::{Change, NodeReport, NodeView, Steward, StewardConfig, drain_refused};
-use crate::proto::voter::{Voter, VoterError};
+use crate::proto::voter::{Voter, VoterCounters, VoterError};
 use crate::types::{Boot, Nanos, NodeId, NodeSet};
 use crate::wire::council::{self, DRAIN_DONE, DRAINING, GRANTS, LEASE_OK, LostMember, Report};
 
@@ -94,7 +94,7 @@ pub struct Failover {
 
 /// See the module's page.
 #[derive(Debug)]
-pub struct Council {
+pub(super) struct Council {
     pub(super) config: CouncilConfig,
     me: NodeId,
     boot: Boot,
@@ -194,6 +194,14 @@ impl Council {
 
     pub(super) fn leads(&self) -> bool {
         self.voter.as_ref().is_some_and(Voter::is_leader)
+    }
+
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        self.voter.as_ref().and_then(Voter::leader)
+    }
+
+    pub(super) fn voter_counters(&self) -> Option<VoterCounters> {
+        self.voter.as_ref().map(Voter::counters)
     }
 
     pub(super) fn is_disowned(&self) -> bool {
@@ -369,6 +377,10 @@ impl Council {
         // An owner that leaves releases nothing more once the cluster knows: others go on with it.
         if draining && self.draining {
             self.stopped_at.get_or_insert(turn.now);
+            return;
+        }
+        if turn.peers.is_empty() {
+            self.lease_until = Nanos::MAX;
             return;
         }
         let mut times: Vec<Nanos> = Vec::new();

@@ -1,9 +1,11 @@
 //! The rules of joining, by controls that talk to each other over a link with a delay.
 
+mod council;
+
 use std::collections::VecDeque;
 
 use super::{Control, ControlConfig, ControlEvent, Disagreement};
-use crate::engine::Outbox;
+use crate::engine::{Outbox, ShardReport};
 use crate::types::{Boot, Endpoint, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
 
 /// Datagrams one control has written.
@@ -33,7 +35,12 @@ fn config(node: u16, boot: u64, settings: &[(&str, &str)]) -> ControlConfig {
         suspect_ceiling: Nanos::from_millis(12),
         settings: settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         settings_hash: settings.iter().flat_map(|(n, v)| n.bytes().chain(v.bytes())).map(u64::from).sum(),
+        council: council::config(3, None),
     }
+}
+
+fn start(config: ControlConfig) -> Control {
+    Control::new(config).expect("nothing saved")
 }
 
 const AGREED: &[(&str, &str)] = &[("SLOTS", "4096"), ("R", "3")];
@@ -54,12 +61,26 @@ struct Rig {
     /// Nothing from one to the other arrives.
     cut: Option<(usize, NodeId)>,
     micros: u64,
+    /// What each voter has saved.
+    votes: Vec<Option<Vec<u8>>>,
+    /// A node of which nothing arrives, or at which nothing does.
+    alone: Option<(u16, bool)>,
+    /// Shards report that everything is as it should be.
+    settled_reports: bool,
 }
 
 impl Rig {
     fn new(configs: [ControlConfig; 3]) -> Rig {
-        let controls = configs.map(|config| Some(Control::new(config))).into();
-        Rig { controls, flights: VecDeque::new(), cut: None, micros: 1_000_000 }
+        let controls = configs.map(|config| Some(start(config))).into();
+        Rig {
+            controls,
+            flights: VecDeque::new(),
+            cut: None,
+            micros: 1_000_000,
+            votes: vec![None; 3],
+            alone: None,
+            settled_reports: false,
+        }
     }
 
     fn now(&self) -> Now {
@@ -72,7 +93,9 @@ impl Rig {
             let now = self.now();
             while self.flights.front().is_some_and(|flight| flight.due <= self.micros) {
                 let flight = self.flights.pop_front().expect("a flight");
-                if self.cut == Some((flight.from + 1, flight.to)) {
+                let alone =
+                    |(node, deaf)| if deaf { flight.to.0 == node } else { flight.from as u16 + 1 == node };
+                if self.cut == Some((flight.from + 1, flight.to)) || self.alone.is_some_and(alone) {
                     continue;
                 }
                 if let Some(control) = &mut self.controls[usize::from(flight.to.0) - 1] {
@@ -83,6 +106,19 @@ impl Rig {
                 let Some(control) = control else { continue };
                 if control.next_timeout() <= now.mono {
                     control.on_timeout(now);
+                }
+                if self.settled_reports {
+                    let map = control.map().version;
+                    let all = crate::proto::map::GroupSet::ALL;
+                    for shard in 0..2 {
+                        let report =
+                            ShardReport { map, synced: all, confirmed: all, ..ShardReport::default() };
+                        control.on_report(shard, report);
+                    }
+                }
+                control.on_turn(now);
+                if let Some(votes) = control.to_save() {
+                    self.votes[from] = Some(votes);
                 }
                 let mut written = Written::default();
                 control.flush(now, &mut written);
@@ -195,11 +231,11 @@ fn a_setting_only_one_side_knows_is_a_disagreement() {
 fn a_peer_restarted_with_other_settings_is_noticed_and_with_the_right_ones_joins_again() {
     let mut rig = agreeing();
     rig.run(10_000);
-    rig.controls[2] = Some(Control::new(config(3, 11, &[("SLOTS", "128"), ("R", "3")])));
+    rig.controls[2] = Some(start(config(3, 11, &[("SLOTS", "128"), ("R", "3")])));
     rig.run(10_000);
     assert_eq!(rig.suspects(1), [3]);
     assert!(!rig.control(1).joined().contains(NodeId(3)));
-    rig.controls[2] = Some(Control::new(config(3, 12, AGREED)));
+    rig.controls[2] = Some(start(config(3, 12, AGREED)));
     rig.run(10_000);
     assert_eq!((rig.suspects(1), rig.suspects(3)), (vec![], vec![]));
     assert!(rig.control(1).all_joined() && rig.control(3).all_joined());
@@ -271,7 +307,7 @@ fn strangers_old_lives_and_malformed_datagrams_are_counted_and_do_nothing() {
 
 #[test]
 fn beats_keep_their_interval_when_a_turn_is_late() {
-    let mut control = Control::new(config(1, 10, AGREED));
+    let mut control = start(config(1, 10, AGREED));
     let at = |micros| Now { mono: Nanos::from_micros(micros), wall: Nanos::ZERO };
     let mut beats = 0;
     for micros in [5_000, 5_300, 6_050, 7_040, 30_000, 30_500, 31_000] {

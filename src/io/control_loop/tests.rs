@@ -65,6 +65,8 @@ impl ControlCore for Fake {
     fn lease_until(&self) -> Nanos {
         self.lease
     }
+    fn on_turn(&mut self, _now: Now) {}
+
     fn to_save(&mut self) -> Option<Vec<u8>> {
         self.unsaved.take()
     }

@@ -55,6 +55,12 @@ pub enum NodeError {
     /// The settings make no cluster map.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// The file in which a voter's votes survive.
+    #[error(transparent)]
+    VoteFile(#[from] crate::io::vote_file::VoteFileError),
+    /// What it holds.
+    #[error(transparent)]
+    Voter(#[from] crate::proto::voter::VoterError),
     /// Something else the system refused.
     #[error("cannot {what}: {error}")]
     System {

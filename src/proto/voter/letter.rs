@@ -51,6 +51,17 @@ impl Letter {
     }
 }
 
+/// The ballot that the sender follows, and whether it is content with that; only some messages say so.
+pub(super) fn follows(message: &Message<ClusterMap>) -> Option<(Ballot, bool)> {
+    match message {
+        Message::BLE(ble) => match &ble.msg {
+            HeartbeatMsg::Reply(reply) => Some((reply.leader, reply.happy)),
+            HeartbeatMsg::Request(_) => None,
+        },
+        Message::SequencePaxos(_) => None,
+    }
+}
+
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Judgement {
     Sound,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::{Event, World};
-use crate::engine::control::{Control, ControlConfig, ControlEvent};
+use crate::engine::control::{Control, ControlConfig, ControlEvent, CouncilConfig};
 use crate::sim::node::{News, Sends};
 use crate::types::{Boot, Nanos, NodeId, NodeSet};
 
@@ -34,9 +34,25 @@ impl World {
             suspect_after: Nanos::from_millis(3),
             suspect_ceiling: Nanos::from_millis(50),
             settings: vec![("R".to_owned(), self.map.replicas.to_string())],
-            settings_hash: self.map.replicas as u64,
+            settings_hash: u64::from(self.map.replicas),
+            council: CouncilConfig {
+                shape: self.scenario.layout.shape.clone(),
+                voters: self.scenario.layout.voters(),
+                lease: Nanos::from_millis(10),
+                dead_after: Nanos::from_millis(15),
+                evict_after: Nanos::from_millis(120),
+                lossy_go: true,
+                stored: node.votes.clone(),
+                birth: u64::from(node.id.0),
+                election_ticks: 5,
+                promises: self.safeguards.promises,
+            },
         };
-        Heart { control: Control::new(config), inbox: VecDeque::new(), wake: Nanos::MAX, told: None }
+        let control = match Control::new(config) {
+            Ok(control) => control,
+            Err(error) => unreachable!("{} cannot read what it saved: {error}", node.id),
+        };
+        Heart { control, inbox: VecDeque::new(), wake: Nanos::MAX, told: None }
     }
 
     /// Lets the control's loop turn at `at`, unless it turns before.
@@ -88,7 +104,7 @@ impl World {
             .take_events()
             .filter_map(|event| match event {
                 ControlEvent::Joined(node, boot) => Some(News::Joined(node, boot)),
-                ControlEvent::Refused(..) => None,
+                ControlEvent::Refused(..) | ControlEvent::Proposed(_) | ControlEvent::Disowned => None,
             })
             .collect();
         let version = Some(heart.control.suspects_version());

@@ -1,0 +1,138 @@
+//! The picture of a cluster as lines for eyes.
+
+use super::picture::{FailoverView, NodeView, Picture, SlotsView, State};
+use crate::types::Nanos;
+use std::fmt;
+
+/// The picture, told at a certain time.
+pub(super) struct Text<'a> {
+    /// What to tell.
+    pub(super) picture: &'a Picture,
+    /// How long a whole lease is.
+    pub(super) lease: Nanos,
+    /// Now, wall time in ms.
+    pub(super) wall_ms: u64,
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let picture = self.picture;
+        let map = picture.map_version.map_or_else(|| "no agreed map".into(), |v| format!("map version {v}"));
+        let leader = picture.leader.map_or_else(|| "no leader".into(), |id| format!("leader n{id}"));
+        let quorum = match picture.quorum {
+            Some(true) => "quorum yes",
+            Some(false) => "QUORUM NO: nothing can change until a majority of the voters hear each other",
+            None => "quorum unknown",
+        };
+        writeln!(f, "cluster     {}: {map}, {leader}, {quorum}", picture.cluster)?;
+        if picture.lossy_failovers > 0 {
+            writeln!(
+                f,
+                "LOSSY       {} failovers without a complete commit set: updates of calls may have been lost",
+                picture.lossy_failovers
+            )?;
+        }
+        self.nodes(f)?;
+        self.addresses(f)?;
+        slots(f, &picture.slots)?;
+        for (number, failover) in picture.failovers.iter().enumerate() {
+            let title = if number == 0 { "failovers" } else { "" };
+            writeln!(f, "{title:<11} {}", self.failover(failover))?;
+        }
+        Ok(())
+    }
+}
+
+impl Text<'_> {
+    fn nodes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let headings = ["node", "host", "state", "boot", "calls", "master of", "control address", "roles"];
+        let mut rows = vec![headings.map(String::from)];
+        rows.extend(self.picture.nodes.iter().map(row));
+        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+        for row in &rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                line += &format!("{cell:<w$}  ", w = width(column));
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+
+    fn addresses(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for address in &self.picture.addresses {
+            let owner = address.owner.map_or_else(|| "NOBODY".into(), |id| format!("n{id}"));
+            let lease = match address.lease_left_us {
+                Some(0) => ", LEASE RUN OUT".into(),
+                Some(left) => {
+                    let (left, whole) = (left as f64 / 1_000.0, self.lease.as_millis_f64());
+                    format!(", lease {:.1} ms old, {left:.1} ms left", (whole - left).max(0.0))
+                }
+                None => String::new(),
+            };
+            let endpoints = address.endpoints.join(", ");
+            writeln!(f, "service     {endpoints} held by {owner}, term {}{lease}", address.term)?;
+        }
+        Ok(())
+    }
+
+    fn failover(&self, failover: &FailoverView) -> String {
+        let node = |id: Option<u64>| id.map_or_else(|| "nobody".into(), |id| format!("n{id}"));
+        let when = failover.wall_ms.map_or_else(String::new, |then| {
+            format!("{} ago: ", span(self.wall_ms.saturating_sub(then) as f64 / 1_000.0))
+        });
+        let took =
+            failover.took_us.map_or_else(String::new, |us| format!(", took {:.1} ms", us as f64 / 1_000.0));
+        let why = if failover.why.is_empty() { String::new() } else { format!(" ({})", failover.why) };
+        let (from, to) = (node(failover.from), node(failover.to));
+        format!("{when}address {} from {from} to {to}, term {}{took}{why}", failover.address, failover.term)
+    }
+}
+
+fn row(node: &NodeView) -> [String; 8] {
+    let state = match node.state {
+        State::Live if !node.answered => "live, silent",
+        State::Live => "live",
+        State::Suspect => "suspect",
+        State::Draining => "draining",
+        State::Dead => "dead",
+        State::Unknown => "unknown",
+    };
+    let calls = node.calls.map_or_else(|| "-".into(), |calls| calls.to_string());
+    let boot = node.boot.map_or_else(|| "-".into(), |boot| format!("{boot:x}"));
+    let (id, roles) = (format!("n{}", node.id), node.roles.join(" "));
+    let (host, address) = (node.host.clone(), node.address.clone());
+    [id, host, state.into(), boot, calls, format!("{} slots", node.masters), address, roles]
+}
+
+fn slots(f: &mut fmt::Formatter<'_>, slots: &SlotsView) -> fmt::Result {
+    let SlotsView { all, served, recovering, replicas, short, calls_short, learning, .. } = *slots;
+    let idle = all.saturating_sub(served + recovering);
+    let unserved = if idle > 0 { format!(", {idle} by nobody that answered") } else { String::new() };
+    writeln!(f, "slots       {all}: {served} served, {recovering} recovering{unserved}")?;
+    if short == 0 {
+        writeln!(f, "redundancy  every slot has {replicas} members")?;
+    } else {
+        writeln!(
+            f,
+            "redundancy  {short} slots (about {calls_short} calls) have fewer than {replicas} members"
+        )?;
+    }
+    if learning.0 > learning.1 {
+        let ends =
+            slots.ends_in_s.map_or_else(|| "not moving now".into(), |s| format!("ends in about {}", span(s)));
+        let megabytes = slots.resync_bytes as f64 / 1e6;
+        writeln!(f, "resync      {} of {} done, {megabytes:.1} MB taken in, {ends}", learning.1, learning.0)?;
+    }
+    Ok(())
+}
+
+/// A time in its largest unit.
+fn span(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7_200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3_600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}
