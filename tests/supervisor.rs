@@ -2,11 +2,13 @@
 
 mod harness;
 
-use harness::{Ended, Folder, Process, assert_no_panic, children, lives, tandem, until};
+use harness::{Ended, Folder, Process, assert_no_panic, children, lives, run, tandem, until};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use tandem::io::operator::{STATUS, ask};
 use tandem::io::sys_process::{Signal, signal};
+use tandem::io::sys_socket::{Buffers, set_buffers};
 use tandem::types::{Boot, Nanos, NodeId, NodeSet};
 use tandem::wire::datagram::SUPERVISOR;
 use tandem::wire::exit::read_exited;
@@ -20,6 +22,9 @@ struct Pair {
     control: SocketAddr,
     peer: UdpSocket,
     opener: Opener,
+    /// The life that spoke last.
+    boot: Option<Boot>,
+    environment: Vec<(String, String)>,
     _folder: Folder,
 }
 
@@ -30,16 +35,25 @@ impl Pair {
         let (own, peer, service) = (free(), free(), free());
         let at = |socket: &UdpSocket| socket.local_addr().unwrap();
         let (control, nodes) = (at(&own), format!("1@a={},2@b={}", at(&own), at(&peer)));
-        let mut command = tandem();
-        command.arg("node").env("TANDEM_NODES", nodes).env("TANDEM_SERVICE", at(&service).to_string());
-        command.env("TANDEM_SHARDS", "1").env("TANDEM_PIN", "off");
-        command.env("TANDEM_DATA_DIR", folder.join("data")).env("TANDEM_RUN_DIR", folder.join("run"));
-        command.envs(settings.iter().map(|(name, value)| (format!("TANDEM_{name}"), value)));
+        let text = |name: &str| folder.join(name).display().to_string();
+        let fixed = [
+            ("NODES", nodes),
+            ("SERVICE", at(&service).to_string()),
+            ("SHARDS", "1".to_owned()),
+            ("PIN", "off".to_owned()),
+            ("DATA_DIR", text("data")),
+            ("RUN_DIR", text("run")),
+        ];
+        let more = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let variable = |(name, value)| (format!("TANDEM_{name}"), value);
+        let environment: Vec<_> = fixed.into_iter().chain(more).map(variable).collect();
         drop((own, service));
-        let process = Process::start(&mut command);
+        let process = Process::start(tandem().arg("node").envs(environment.iter().cloned()));
         peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        // What the engine beats must not keep its exit notice out.
+        set_buffers(peer.as_fd(), Buffers { recv: 16 << 20, send: 1 << 20 }).unwrap();
         let opener = Opener::new(&ClusterKey::loopback(), NodeId(2), Boot(1), NodeSet(0b10));
-        Pair { process, control, peer, opener, _folder: folder }
+        Pair { process, control, peer, opener, boot: None, environment, _folder: folder }
     }
 
     /// The engine that answers, which is another than `but`.
@@ -65,9 +79,10 @@ impl Pair {
         loop {
             let len = self.peer.recv(&mut buffer).expect("an exit notice within five seconds");
             let after = since.elapsed();
-            if let Ok(opened) = self.opener.open(&mut buffer[..len])
-                && opened.channel == SUPERVISOR
-            {
+            let Ok(opened) = self.opener.open(&mut buffer[..len]) else { continue };
+            if opened.channel != SUPERVISOR {
+                self.boot = Some(opened.boot);
+            } else {
                 let exited = read_exited(opened.plaintext).unwrap();
                 assert_eq!((exited.node, exited.boot), (NodeId(1), opened.boot));
                 return (exited.boot, after);
@@ -110,6 +125,23 @@ fn a_killed_engine_is_told_of_at_once_and_started_again() {
     let ended = pair.end(0);
     assert_eq!(ended.err.matches("it is started again").count(), 4, "{ended:?}");
     assert!(!lives(engine));
+}
+
+#[test]
+fn a_second_start_of_a_node_does_the_first_no_harm() {
+    let mut pair = Pair::start(&[]);
+    let engine = pair.engine(0);
+    let mut second = tandem();
+    second.arg("node").envs(pair.environment.iter().cloned());
+    let ended = run(&mut second, PATIENCE);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(ended.err.contains("is in use"), "{ended:?}");
+    assert_eq!(pair.engine(0), engine);
+    // Whoever hears the node still does: its end is told, the other's was not.
+    let killed = Instant::now();
+    signal(engine, Signal::Kill).unwrap();
+    let (boot, _) = pair.notice(killed);
+    assert_eq!(Some(boot), pair.boot);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
 use super::cells::NodeCells;
-use super::{netlink, sys_announce};
+use super::{netlink, sys_announce, sys_socket};
 use crate::config::{Settings, Vip};
 use crate::types::Term;
 
@@ -352,19 +352,21 @@ fn read_ledger(ledger: &Path) -> Added {
     text.lines().filter_map(line).collect()
 }
 
-/// Takes off what an engine of this node has added and left behind.
+/// Takes off what an engine of this node has added and left behind. If one runs (this node was started twice), what was
+/// added is not left behind.
 pub fn remove_leftovers(settings: &Settings) {
     let ledger = ledger(settings);
     let left = read_ledger(&ledger);
+    if left.is_empty() || sys_socket::probe_free(settings.me().address).is_err() {
+        return;
+    }
     for (address, interface) in &left {
         match netlink::remove(*address, *interface) {
             Ok(()) => tracing::info!(%address, interface, "service address removed after its engine"),
             Err(error) => tracing::warn!(%address, interface, %error, "a service address is left behind"),
         }
     }
-    if !left.is_empty() {
-        let _ = std::fs::remove_file(ledger);
-    }
+    let _ = std::fs::remove_file(ledger);
 }
 
 #[cfg(test)]

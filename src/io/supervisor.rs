@@ -4,7 +4,8 @@
 //! An engine that has crashed can say nothing, and its peers would have to wait until its leases have run out. The
 //! kernel tells its parent within microseconds, and only once none of its threads can send any more: so a sealed notice
 //! ([`crate::wire::exit`]) makes the end certain at once. It goes to the peers' control addresses from a port of the
-//! supervisor's own, and there wakes the control loop. When supervisor and engine die together, nobody tells.
+//! supervisor's own, and there wakes the control loop. When supervisor and engine die together, nobody tells; and where
+//! the system writes core dumps, it does so before it tells anybody of an end.
 //!
 //! An engine gets its boot from here: wall time, and later than the one before. It ends with the supervisor.
 

@@ -15,7 +15,8 @@
 //!
 //! A supervisor speaks only for a life that is over, and bears that life's boot: its datagrams are a channel of that
 //! life like those of its threads, with counters and a replay window of their own. So they share no nonce with an
-//! engine, and move nobody on to a life in which no engine has spoken.
+//! engine. They open only where that life was heard: an engine that could not start must not make anybody deaf to the
+//! one that runs.
 
 use crate::types::{Boot, NodeId};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -86,6 +87,9 @@ pub enum OpenError {
     /// From a life of the sender that a later one has followed.
     #[error("from an earlier life of its sender")]
     OldBoot,
+    /// From a supervisor, about a life that was never heard.
+    #[error("about a life of its sender that was never heard")]
+    UnknownLife,
     /// Seen before, or so late that it cannot be told.
     #[error("seen before, or too late to tell")]
     Replayed,
@@ -96,13 +100,14 @@ pub enum OpenError {
 
 impl OpenError {
     /// Every reason, in the order of their numbers: `ALL[e as usize] == e`, so counters can be an array.
-    pub const ALL: [OpenError; 8] = [
+    pub const ALL: [OpenError; 9] = [
         OpenError::Short,
         OpenError::Version,
         OpenError::Kind,
         OpenError::UnknownNode,
         OpenError::WrongDestination,
         OpenError::OldBoot,
+        OpenError::UnknownLife,
         OpenError::Replayed,
         OpenError::Forged,
     ];
@@ -116,6 +121,7 @@ impl OpenError {
             OpenError::UnknownNode => "unknown_node",
             OpenError::WrongDestination => "wrong_destination",
             OpenError::OldBoot => "old_boot",
+            OpenError::UnknownLife => "unknown_life",
             OpenError::Replayed => "replayed",
             OpenError::Forged => "forged",
         }

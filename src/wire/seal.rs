@@ -17,7 +17,7 @@
 //! queries and multicast may use it, and what they carry must bear being repeated.
 
 use super::datagram::{
-    Fields, HEADER_LEN, Kind, OPERATOR_TOOL, OVERHEAD, OpenError, TAG_LEN, VERSION, destination,
+    Fields, HEADER_LEN, Kind, OPERATOR_TOOL, OVERHEAD, OpenError, SUPERVISOR, TAG_LEN, VERSION, destination,
 };
 use super::replay_window::ReplayWindow;
 use crate::types::{Boot, NodeId, NodeSet};
@@ -280,6 +280,9 @@ impl Opener {
         if from != OPERATOR_TOOL && lanes.iter().any(|lane| lane.boot > boot) {
             return Err(OpenError::OldBoot);
         }
+        if channel == SUPERVISOR && lanes.iter().all(|lane| lane.boot != boot) {
+            return Err(OpenError::UnknownLife);
+        }
         let known = lanes.iter().position(|lane| lane.boot == boot && lane.channel == channel);
         if counter == 0 || known.is_some_and(|i| !lanes[i].window.is_fresh(counter)) {
             return Err(OpenError::Replayed);
@@ -321,7 +324,6 @@ fn new_lane(lanes: &mut Vec<Lane>, from: NodeId, boot: Boot, channel: u16) -> &m
 
 #[cfg(test)]
 mod tests {
-    use super::super::datagram::SUPERVISOR;
     use super::super::replay_window::WINDOW;
     use super::*;
     use proptest::prelude::*;
@@ -451,6 +453,10 @@ mod tests {
         );
         assert_eq!(error(&mut opener, &sealed(&mut next, 0, b"1")), None, "nor is the next life kept out");
         assert_eq!(error(&mut opener, &sealed(&mut supervisor, 0, b"over")), Some(OpenError::OldBoot));
+        let mut not_started = Sealer::new(&key(), A, Boot(7), SUPERVISOR);
+        let notice = sealed(&mut not_started, 0, b"over");
+        assert_eq!(error(&mut opener, &notice), Some(OpenError::UnknownLife));
+        assert_eq!(error(&mut opener, &sealed(&mut next, 0, b"2")), None, "the one that runs is still heard");
     }
 
     #[test]

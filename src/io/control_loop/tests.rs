@@ -291,14 +291,26 @@ fn an_exit_notice_is_taken_from_the_supervisor_of_that_life_alone() {
         seal_into(&mut datagram, &mut sealer, Kind::Control, 0, &plaintext);
         from.send_to(&datagram, a).unwrap();
     };
+    // A life is heard before it ends.
+    let live = |boot| {
+        let mut datagram = Vec::new();
+        let mut sealer = Sealer::new(&key, NodeId(2), Boot(boot), 0);
+        seal_into(&mut datagram, &mut sealer, Kind::Control, 0, b"beat");
+        from.send_to(&datagram, a).unwrap();
+    };
+    tell(SUPERVISOR, 5, 5);
+    live(6);
     tell(SUPERVISOR, 6, 8);
+    live(7);
     tell(SUPERVISOR, 7, 7);
-    tell(3, 8, 8);
+    tell(3, 7, 7);
+    live(9);
     tell(SUPERVISOR, 9, 9);
     thread::sleep(Duration::from_millis(50));
     let report = running.stop();
     assert_eq!(report["control"]["exits"], serde_json::json!([[2, 7], [2, 9]]));
     assert_eq!(report["io"]["dropped"]["peer_misdirected"], 2);
+    assert_eq!(report["io"]["dropped"]["not_opened"]["unknown_life"], 1);
 }
 
 #[test]

@@ -86,6 +86,11 @@ fn the_peers_are_told_at_once_and_another_engine_starts() {
     let (mut pid, mut newest, mut buffer) = (0, Boot(0), [0; 100]);
     let mut open = |peer: &UdpSocket| {
         let len = peer.recv(&mut buffer).unwrap();
+        // The peer has heard that life: its boot stands in the header.
+        let boot = Boot(u64::from_le_bytes(buffer[10..18].try_into().unwrap()));
+        let mut heard = Vec::new();
+        seal_into(&mut heard, &mut Sealer::new(&key, NodeId(1), boot, 0), Kind::Control, 0, b"beat");
+        let _ = opener.open(&mut heard);
         let opened = opener.open(&mut buffer[..len]).unwrap();
         (opened.boot, opened.channel, read_exited(opened.plaintext).unwrap())
     };
