@@ -86,6 +86,34 @@ fn frozen_nodes_wake_up_and_do_no_harm() {
 }
 
 #[test]
+fn the_state_of_a_cluster_is_told_by_any_node() {
+    sandboxed("the_state_of_a_cluster_is_told_by_any_node", &[], Otherwise::RunHere, || {
+        let cluster = Local::start(&["--nodes", "3", "--hosts", "2"]);
+        for node in &cluster.nodes.nodes {
+            let mut status = harness::tandem();
+            status.args(["status", "--json", "--at", &node.control.to_string()]);
+            let ended = harness::run(&mut status, Duration::from_secs(10));
+            assert!(ended.status.success(), "{ended:?}");
+            let told: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+            assert_eq!(told["answers"].as_array().unwrap().len(), 1, "{told}");
+            let me = told["nodes"].as_array().unwrap().iter().find(|n| n["id"] == node.id).unwrap();
+            assert_eq!((&me["state"], &me["answered"]), (&"live".into(), &true.into()), "{told}");
+        }
+        let all: Vec<String> = cluster.nodes.nodes.iter().map(|node| node.control.to_string()).collect();
+        let mut status = harness::tandem();
+        status.args(["status", "--at", &all.join(",")]);
+        let ended = harness::run(&mut status, Duration::from_secs(10));
+        assert!(ended.status.success(), "{ended:?}");
+        for line in
+            ["n1 ", "n2 ", "n3 ", "slots       4096: 4096 served, 0 recovering", "redundancy  every slot"]
+        {
+            assert!(ended.out.lines().any(|said| said.starts_with(line)), "{line} in {}", ended.out);
+        }
+        cluster.interrupt();
+    });
+}
+
+#[test]
 fn nothing_outlives_a_cluster() {
     sandboxed("nothing_outlives_a_cluster", &[], Otherwise::RunHere, || {
         let cluster = Local::start(&[]);
