@@ -121,7 +121,7 @@ fn a_killed_master_on_a_host_of_its_own_is_replaced() {
             let replay = Replay::start(cluster.service, 100, 3.0);
             sleep(Duration::from_millis(1_000));
             let (master, other) = cluster.nodes.masters(1);
-            cluster.nodes.signal(master, Signal::Kill);
+            cluster.nodes.kill(master);
             let report = replay.finish();
             println!("killed, {name}: {}", report.line());
             report.assert_clean(name);

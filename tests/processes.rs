@@ -27,7 +27,7 @@ fn under_load(name: &str, args: &[&str], fault: impl FnOnce(&Local) -> Vec<u16>)
 fn kill_the_busiest_master(cluster: &Local) -> Vec<u16> {
     let (most, other) = cluster.nodes.masters(1);
     let before = cluster.nodes.engine(1, "master_changes");
-    cluster.nodes.signal(most, Signal::Kill);
+    cluster.nodes.kill(most);
     sleep(Duration::from_millis(300));
     assert!(cluster.nodes.engine(1, "master_changes") > before, "nothing was taken from node {most}");
     vec![1, other]
@@ -68,7 +68,7 @@ fn a_killed_slave_is_not_missed() {
         // Five nodes, three members a slot: of some slots the victim is a slave, of others it is nothing.
         under_load("slave killed, R=3 of 5", &["--nodes", "5"], |cluster| {
             let (_, fewest) = cluster.nodes.masters(1);
-            cluster.nodes.signal(fewest, Signal::Kill);
+            cluster.nodes.kill(fewest);
             vec![1]
         });
     });
@@ -119,7 +119,7 @@ fn nothing_outlives_a_cluster() {
         let cluster = Local::start(&[]);
         // Frozen and killed nodes do not keep it from ending.
         cluster.nodes.signal(2, Signal::Stop);
-        cluster.nodes.kill_host(3);
+        cluster.nodes.kill(3);
         cluster.interrupt();
 
         // Only the parent is told.
@@ -141,7 +141,7 @@ fn nothing_outlives_a_cluster() {
         // A cluster that has lost all its nodes says so.
         let mut cluster = Local::start(&["--nodes", "2"]);
         for id in [1, 2] {
-            cluster.nodes.kill_host(id);
+            cluster.nodes.kill(id);
         }
         let ended = cluster.process.take().unwrap().finish(Duration::from_secs(5));
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");

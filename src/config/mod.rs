@@ -11,7 +11,7 @@ mod values;
 pub use cluster_wide::ClusterWide;
 pub use resolve::{BadSettings, Resolved, SettingError, Source, Value, resolve, resolve_from_environment};
 pub use table::{Scope, Setting, Settings, TABLE};
-pub use values::{App, Auto, ByteSize, Fanout, KeyRule, Lossy, Node, Nodes, Pin, Show, Vip};
+pub use values::{App, Auto, ByteSize, Fanout, KeyRule, Lossy, Node, Nodes, Pin, Restart, Show, Vip};
 
 use crate::types::NodeId;
 use crate::wire::seal::ClusterKey;

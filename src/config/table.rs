@@ -2,8 +2,8 @@
 //! checks, `tandem config` and the agreement between nodes are made.
 
 use super::values::{
-    App, Auto, ByteSize, Fanout, KeyRule, Lossy, Nodes, Pin, Show, Vip, Why, endpoints, ids, number, path,
-    size, time,
+    App, Auto, ByteSize, Fanout, KeyRule, Lossy, Nodes, Pin, Restart, Show, Vip, Why, endpoints, ids, number,
+    path, size, time,
 };
 use crate::types::{Nanos, NodeId};
 use crate::wire::seal::ClusterKey;
@@ -194,6 +194,12 @@ settings! {
 
     "ON_ADDRESS" on_address: String = "", Node, |t| Ok(t.to_owned());
         "a command for sh -c"; "run when this node gains or loses a service address, with `gained` or `lost`, the address and the term as arguments"
+
+    "RESTART" restart: Restart = "auto", Node, str::parse;
+        "auto or never"; "whether the node's supervisor starts an engine again that has ended unasked: after 100 ms, then twice as long each time, up to 10 s"
+
+    "DRAIN_WITHIN" drain_within: Nanos = "30s", Node, |t| time(t, Nanos::from_millis(1)..=Nanos::from_secs(3_600));
+        "1ms to 1h"; "how long a node that was asked to end (SIGTERM) may take to hand over what it holds"
 
     "RCVBUF" rcvbuf: ByteSize = "8M", Node, |t| size(t, 4 << 10..=1 << 30);
         "4K to 1G"; "the receive buffer of each socket"

@@ -351,6 +351,16 @@ words! {
 }
 
 words! {
+    /// What follows when a node's engine has ended unasked.
+    Restart {
+        /// The supervisor starts it again.
+        Auto = "auto",
+        /// The node ends.
+        Never = "never",
+    }
+}
+
+words! {
     /// What happens to slots of which every holder of a commit set has died.
     Lossy {
         /// They go on with the best log left.

@@ -1,12 +1,23 @@
 //! What the threads of one node tell each other without messages: cells with one writer each, written once per
 //! loop turn (never per packet) and read relaxed, because every value stands alone and a late one does no harm.
+//!
+//! Two are too large for that and stand behind a lock: the cluster map, which is read only when its version has changed,
+//! and a shard's report, which is written at most once a millisecond.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::utils::CachePadded;
 use mio::Waker;
 
+use crate::engine::ShardReport;
+use crate::proto::map::ClusterMap;
 use crate::types::{Boot, Nanos, NodeId, NodeSet};
+
+/// A thread that panicked while it held a lock has ended the node; what it left is whole or as it was.
+fn lock<T>(cell: &Mutex<T>) -> MutexGuard<'_, T> {
+    cell.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 const NODES: usize = NodeId::MAX as usize + 1;
 
@@ -27,6 +38,7 @@ pub struct Progress {
 pub struct ShardCell {
     written: CachePadded<WrittenByShard>,
     suspects: CachePadded<AtomicU64>,
+    report: Mutex<ShardReport>,
     waker: Waker,
 }
 
@@ -38,6 +50,10 @@ struct WrittenByShard {
     /// Peers whose port was reported closed, as a [`NodeSet`]; taken by the control.
     refused: AtomicU64,
     heard: [AtomicU64; NODES],
+    /// How many reports the shard has written.
+    reports: AtomicU32,
+    /// The map version by which the shard's sockets have been bound and closed.
+    followed: AtomicU32,
 }
 
 impl ShardCell {
@@ -49,8 +65,15 @@ impl ShardCell {
             busy_since: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             heard: std::array::from_fn(|_| AtomicU64::new(0)),
+            reports: AtomicU32::new(0),
+            followed: AtomicU32::new(0),
         };
-        ShardCell { written: CachePadded::new(written), suspects: CachePadded::new(AtomicU64::new(0)), waker }
+        ShardCell {
+            written: CachePadded::new(written),
+            suspects: CachePadded::new(AtomicU64::new(0)),
+            report: Mutex::default(),
+            waker,
+        }
     }
 
     /// The shard: a turn begins.
@@ -77,6 +100,32 @@ impl ShardCell {
         if peers != NodeSet::EMPTY {
             self.written.refused.fetch_or(peers.0, Relaxed);
         }
+    }
+
+    /// The shard: how things stand.
+    pub fn set_report(&self, report: ShardReport) {
+        *lock(&self.report) = report;
+        self.written.reports.fetch_add(1, Relaxed);
+    }
+
+    /// The control: the newest report, if it is not the one numbered `seen`; keeps `seen` up to date.
+    pub fn take_report(&self, seen: &mut u32) -> Option<ShardReport> {
+        let newest = self.written.reports.load(Relaxed);
+        if *seen == newest {
+            return None;
+        }
+        *seen = newest;
+        Some(lock(&self.report).clone())
+    }
+
+    /// The shard: its sockets are as the map of this version has them.
+    pub fn set_followed(&self, version: u32) {
+        self.written.followed.store(version, Relaxed);
+    }
+
+    /// The map version by which the shard's sockets have been bound and closed.
+    pub fn followed(&self) -> u32 {
+        self.written.followed.load(Relaxed)
     }
 
     /// How far the shard has got.
@@ -128,7 +177,11 @@ pub struct NodeCells {
     /// One for each shard, by number.
     pub shards: Vec<ShardCell>,
     boots: CachePadded<[AtomicU64; NODES]>,
+    lease_until: CachePadded<AtomicU64>,
+    map_version: CachePadded<AtomicU32>,
+    map: Mutex<Option<Arc<ClusterMap>>>,
     stop: CachePadded<AtomicBool>,
+    drain: AtomicBool,
     control: Waker,
 }
 
@@ -138,7 +191,11 @@ impl NodeCells {
         NodeCells {
             shards,
             boots: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))),
+            lease_until: CachePadded::new(AtomicU64::new(0)),
+            map_version: CachePadded::new(AtomicU32::new(0)),
+            map: Mutex::new(None),
             stop: CachePadded::new(AtomicBool::new(false)),
+            drain: AtomicBool::new(false),
             control,
         }
     }
@@ -156,6 +213,54 @@ impl NodeCells {
         (boot != 0).then_some(Boot(boot))
     }
 
+    /// The control: the newest agreed map; wakes the shards if that is news.
+    pub fn set_map(&self, map: &Arc<ClusterMap>) {
+        if self.map_version.load(Relaxed) != map.version {
+            *lock(&self.map) = Some(map.clone());
+            self.map_version.store(map.version, Relaxed);
+            self.wake_shards();
+        }
+    }
+
+    /// The newest map, if it is not of version `seen`; keeps `seen` up to date.
+    pub fn take_map(&self, seen: &mut u32) -> Option<Arc<ClusterMap>> {
+        if self.map_version.load(Relaxed) == *seen {
+            return None;
+        }
+        let map = lock(&self.map).clone()?;
+        *seen = map.version;
+        Some(map)
+    }
+
+    /// The control: replies may be released until then. Wakes the shards only if that was over: they look at it before
+    /// they release anything.
+    pub fn set_lease(&self, now: Nanos, until: Nanos) {
+        let before = self.lease_until.swap(until.0, Relaxed);
+        if before <= now.0 && until > now {
+            self.wake_shards();
+        }
+    }
+
+    /// Until when replies may be released (monotonic); zero: no lease.
+    pub fn lease_until(&self) -> Nanos {
+        Nanos(self.lease_until.load(Relaxed))
+    }
+
+    /// Asks the control to hand over what this node holds.
+    pub fn ask_drain(&self) {
+        self.drain.store(true, Relaxed);
+        self.wake_control();
+    }
+
+    /// The control: whether a drain has been asked for since it last looked.
+    pub fn take_drain(&self) -> bool {
+        self.drain.swap(false, Relaxed)
+    }
+
+    fn wake_shards(&self) {
+        self.shards.iter().for_each(ShardCell::wake);
+    }
+
     /// Makes the control take a turn now.
     pub fn wake_control(&self) {
         // As for a shard.
@@ -165,9 +270,7 @@ impl NodeCells {
     /// Asks every thread to end.
     pub fn stop(&self) {
         self.stop.store(true, Relaxed);
-        for shard in &self.shards {
-            shard.wake();
-        }
+        self.wake_shards();
         self.wake_control();
     }
 
@@ -180,6 +283,8 @@ impl NodeCells {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::map::{MapNode, MapShape, NodeState};
+    use crate::types::HostId;
     use mio::{Events, Poll, Token};
     use std::time::Duration;
 
@@ -208,6 +313,47 @@ mod tests {
         cells.stop();
         assert!(cells.stopping());
         assert!(woken(&mut poll));
+    }
+
+    #[test]
+    fn maps_and_leases_are_taken_once_and_wake_the_shards_when_they_are_news() {
+        let (cells, mut poll) = cells();
+        let node = MapNode {
+            id: NodeId(1),
+            host: HostId(1),
+            boot: Boot(1),
+            state: NodeState::Live,
+            witness: false,
+            birth: 0,
+        };
+        let shape = MapShape::new((4, 1), vec![node], NodeId(1), vec![0], 1, 0).unwrap();
+        let map = Arc::new(ClusterMap { version: 7, ..shape.empty_map() });
+        let mut seen = 0;
+        assert_eq!(cells.take_map(&mut seen), None);
+        cells.set_map(&map);
+        assert!(woken(&mut poll));
+        assert_eq!(cells.take_map(&mut seen), Some(map.clone()));
+        cells.set_map(&map);
+        assert_eq!((cells.take_map(&mut seen), seen, woken(&mut poll)), (None, 7, false));
+
+        cells.set_lease(Nanos(10), Nanos(20));
+        assert!(woken(&mut poll));
+        cells.set_lease(Nanos(15), Nanos(25));
+        assert!(!woken(&mut poll), "it goes on");
+        cells.set_lease(Nanos(25), Nanos(35));
+        assert!(woken(&mut poll), "it was over");
+        assert_eq!(cells.lease_until(), Nanos(35));
+
+        let (shard, mut seen) = (&cells.shards[0], 0);
+        assert_eq!(shard.take_report(&mut seen), None);
+        let report = ShardReport { map: 7, ..ShardReport::default() };
+        shard.set_report(report.clone());
+        assert_eq!(shard.take_report(&mut seen), Some(report));
+        assert_eq!(shard.take_report(&mut seen), None);
+        shard.set_followed(7);
+        assert_eq!(shard.followed(), 7);
+        cells.ask_drain();
+        assert!(cells.take_drain() && !cells.take_drain());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One shard's socket on one service endpoint: where clients' datagrams arrive and replies leave.
 //!
-//! All shards bind the same endpoint (`SO_REUSEPORT`); the kernel gives each client's datagrams to one of them.
+//! All shards bind the same endpoint (`SO_REUSEPORT`); the kernel gives each client's datagrams to one of them. They may
+//! bind it before this machine has its address (`IP_FREEBIND`).
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -31,14 +32,13 @@ impl ClientSocket {
     /// granted too.
     ///
     /// # Errors
-    /// From `bind(2)`. Whether somebody else has the endpoint must be asked before the first shard binds
-    /// it: [`sys_socket::probe_free`].
+    /// From `bind(2)`: `AddrInUse` if somebody has it who does not share.
     pub fn bind(
         local: LocalId,
         endpoint: SocketAddr,
         buffers: Buffers,
     ) -> io::Result<(ClientSocket, Buffers)> {
-        let socket = sys_socket::bind(endpoint, true)?;
+        let socket = sys_socket::bind_early(endpoint, true)?;
         let buffers = sys_socket::set_buffers(socket.as_fd(), buffers)?;
         let out = SendBatch::new(WIDTH, QUEUE_BYTES, false);
         Ok((ClientSocket { local, socket, out, blocked: false }, buffers))
@@ -81,11 +81,15 @@ impl ClientSocket {
         }
     }
 
-    /// Sends what is queued, as far as the kernel takes it.
-    pub fn flush(&mut self, tally: &mut Tally) {
+    /// Sends what is queued, as far as the kernel takes it and while `may_release`, which is asked before each batch.
+    pub fn flush(&mut self, tally: &mut Tally, may_release: impl Fn() -> bool) {
         self.blocked = loop {
-            match self.out.send(self.socket.as_fd()) {
+            match self.out.send_while(self.socket.as_fd(), &may_release) {
                 Sent::All => break false,
+                Sent::Held => {
+                    tally.client_held += 1;
+                    break false;
+                }
                 Sent::Blocked => {
                     tally.client_blocked += 1;
                     break true;
@@ -102,6 +106,11 @@ impl ClientSocket {
     /// The tag of the oldest reply that still waits: all before it were sent, or dropped and counted.
     pub fn first_unsent(&self) -> Option<u64> {
         self.out.front_tag()
+    }
+
+    /// Drops what is queued; returns how many replies that were.
+    pub fn clear(&mut self) -> usize {
+        self.out.clear()
     }
 
     /// Datagrams the kernel dropped because this socket was read too slowly.
@@ -133,11 +142,28 @@ mod tests {
         let mut tally = Tally::default();
         server.push(1, source, b"answer", &mut tally);
         assert_eq!(server.first_unsent(), Some(1));
-        server.flush(&mut tally);
+        server.flush(&mut tally, || true);
         assert_eq!(server.first_unsent(), None);
         let mut buffer = [0; 10];
         assert_eq!(client.recv(&mut buffer).unwrap(), 6);
         assert_eq!(tally.client_sent, 1);
+    }
+
+    #[test]
+    fn replies_wait_while_they_may_not_be_released() {
+        let (mut server, client) = pair();
+        let mut tally = Tally::default();
+        for tag in 1..=3 {
+            server.push(tag, client.local_addr().unwrap(), b"reply", &mut tally);
+        }
+        server.flush(&mut tally, || false);
+        assert_eq!((server.first_unsent(), server.blocked(), tally.client_held), (Some(1), false, 1));
+        client.set_nonblocking(true).unwrap();
+        assert!(client.recv(&mut [0; 9]).is_err());
+        server.flush(&mut tally, || true);
+        assert_eq!((server.first_unsent(), client.recv(&mut [0; 9]).unwrap()), (None, 5));
+        server.push(4, client.local_addr().unwrap(), b"reply", &mut tally);
+        assert_eq!((server.clear(), server.first_unsent()), (1, None));
     }
 
     #[test]
@@ -147,7 +173,7 @@ mod tests {
         let mut tally = Tally::default();
         server.push(1, "255.255.255.255:9".parse().unwrap(), b"no", &mut tally);
         server.push(2, to, b"yes", &mut tally);
-        server.flush(&mut tally);
+        server.flush(&mut tally, || true);
         assert_eq!((tally.client_sent, tally.dropped.client_send_failed), (1, 1));
         let whole = vec![0; QUEUE_BYTES / 64];
         for tag in 3..68 {

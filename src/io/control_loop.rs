@@ -7,30 +7,38 @@
 //! watched for errors: the kernel's wake-up for plain data also names EPOLLPRI.) A shard whose send was refused
 //! wakes it.
 //!
-//! It reads the shards' cells once a turn, and tells them through theirs whom to suspect and whom it has met. It
-//! also answers the operator's tools, by asking the shards.
+//! It reads the shards' cells once a turn, and tells them through theirs whom to suspect, whom it has met, the newest
+//! agreed map and this node's lease. It also answers the operator's tools, by asking the shards; takes the exit notices
+//! of the peers' supervisors, which come by the same door and wake it; and says when the node is to end.
+
+mod holding;
+mod questions;
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use crossbeam::channel::{self, Receiver, Sender};
+use crossbeam::channel::Sender;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
+pub use self::holding::Holding;
+use self::questions::{Asker, MAX_QUESTIONS, Pending, take_question};
 use super::cells::{NodeCells, Progress};
-use super::operator::{self, Asked, DIGESTS, STATUS};
-use super::peer::{Link, open_each, seal_into};
-use super::shard_loop::{Question, Subject};
+use super::operator;
+use super::peer::{Link, open_each};
+use super::shard_loop::Question;
 use super::sys_recv::RecvBatch;
-use super::sys_send::{SendBatch, Sent};
+use super::sys_send::SendBatch;
 use super::sys_thread::{self, Priority};
 use super::sys_time::{self, TimerFd};
 use super::tally::Tally;
-use crate::engine::Outbox;
+use crate::engine::{Outbox, ShardReport};
+use crate::proto::map::ClusterMap;
 use crate::types::{Boot, Endpoint, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
-use crate::wire::datagram::{Kind, OPERATOR_TOOL, OpenError, destination};
+use crate::wire::datagram::{Kind, OPERATOR_TOOL, OpenError, SUPERVISOR, destination};
+use crate::wire::exit::{Exited, read_exited};
 use crate::wire::seal::{Opener, Sealer};
 
 const TIMER: Token = Token(1);
@@ -41,16 +49,14 @@ const BATCH: usize = 8;
 const JOINED_LEN: usize = 1 << 16;
 /// Batches a turn takes from one socket: all that can be there in one turn of a quiet control plane, and a bound.
 const BATCHES: usize = 32;
-/// Questions answered at once; further ones are dropped, and asked again by the tool.
-const MAX_QUESTIONS: usize = 8;
-/// How long a shard may take to answer a question.
-const ANSWER_WITHIN: Nanos = Nanos::from_millis(80);
 /// The most bytes of answers that wait for the socket.
 const ANSWER_BYTES: usize = 1 << 20;
 /// How often the log is told of datagrams under another key.
 const COMPLAIN_EVERY: Nanos = Nanos::from_secs(30);
 /// A turn that begins this much after its deadline is late.
 const LATE: Nanos = Nanos::from_millis(1);
+/// How often the links are looked at while the voters decide something: their datagrams wake nobody.
+const BUSY_TURN: Nanos = Nanos::from_micros(250);
 
 /// What the loop drives: `engine::Control`, or a stand-in in tests.
 pub trait ControlCore {
@@ -58,6 +64,24 @@ pub trait ControlCore {
     fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]);
     /// The port of `node` was reported closed.
     fn on_refused(&mut self, now: Now, node: NodeId);
+    /// The supervisor of `node` says that this life of it is over.
+    fn on_exit_notice(&mut self, now: Now, node: NodeId, boot: Boot);
+    /// How things stand at a shard.
+    fn on_report(&mut self, shard: u16, report: ShardReport);
+    /// Hands over what this node holds, so that it can leave; or why it cannot.
+    fn drain(&mut self, now: Now) -> Result<(), String>;
+    /// The newest agreed map.
+    fn map(&self) -> &Arc<ClusterMap>;
+    /// Until when this node may release replies (monotonic); zero: no lease.
+    fn lease_until(&self) -> Nanos;
+    /// What must be durable before anything more is sent, if it has changed.
+    fn to_save(&mut self) -> Option<Vec<u8>>;
+    /// Something is being decided that an answer of a peer is needed for.
+    fn is_busy(&self) -> bool;
+    /// By the map this life of the node is over.
+    fn is_fenced(&self) -> bool;
+    /// It has handed over everything.
+    fn has_left(&self) -> bool;
     /// A shard has heard `node` in this life of it since the last turn.
     fn on_life(&mut self, now: Now, node: NodeId, boot: Boot);
     /// How far a worker of this node has got.
@@ -115,15 +139,19 @@ impl Outbox for Beats {
     }
 }
 
-/// A tool's question that shards are working on.
-struct Pending {
-    asker: SocketAddr,
-    boot: Boot,
-    number: u64,
-    until: Nanos,
-    answers: Vec<serde_json::Value>,
-    reports: Receiver<serde_json::Value>,
+/// Why a control wants its node to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlEnd {
+    /// By the map this life is over.
+    Fenced,
+    /// Everything was handed over, as it was asked to.
+    Left,
+    /// It was asked to hand over what it holds, and cannot.
+    CannotLeave(String),
 }
+
+/// Makes a state durable.
+pub type Save = Box<dyn FnMut(&[u8]) -> io::Result<()> + Send>;
 
 /// What the control's loop is made of.
 pub struct ControlParts {
@@ -147,6 +175,14 @@ pub struct ControlParts {
     pub shards: Vec<Sender<Question>>,
     /// Whether to ask for real-time priority.
     pub urgent: bool,
+    /// The process that started this one to be the node's engine.
+    pub supervisor: Option<u32>,
+    /// Follows which service addresses this node holds.
+    pub holding: Holding,
+    /// Makes durable what [`ControlCore::to_save`] gives.
+    pub save: Save,
+    /// Where it is said, once, that the node is to end.
+    pub ends: Box<dyn Fn(ControlEnd) + Send>,
 }
 
 /// See the module's page.
@@ -172,6 +208,14 @@ pub struct ControlLoop<C> {
     heard: Vec<Nanos>,
     /// No complaint about keys before then.
     quiet_until: Nanos,
+    supervisor: Option<u32>,
+    holding: Holding,
+    save: Save,
+    ends: Box<dyn Fn(ControlEnd) + Send>,
+    /// The end was said.
+    ended: bool,
+    /// Which report of each shard was read last.
+    reports: Vec<u32>,
 }
 
 impl<C: ControlCore> ControlLoop<C> {
@@ -184,7 +228,7 @@ impl<C: ControlCore> ControlLoop<C> {
         let registry = parts.poll.registry();
         registry.register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)?;
         registry.register(&mut SourceFd(&parts.door.as_raw_fd()), DOOR, Interest::READABLE)?;
-        let count = parts.links.len();
+        let (count, shards) = (parts.links.len(), parts.shards.len());
         Ok(ControlLoop {
             core,
             node: parts.node,
@@ -210,6 +254,12 @@ impl<C: ControlCore> ControlLoop<C> {
             batch: RecvBatch::new(BATCH, JOINED_LEN),
             heard: vec![Nanos::ZERO; count],
             quiet_until: Nanos::ZERO,
+            supervisor: parts.supervisor,
+            holding: parts.holding,
+            save: parts.save,
+            ends: parts.ends,
+            ended: false,
+            reports: vec![0; shards],
         })
     }
 
@@ -223,7 +273,7 @@ impl<C: ControlCore> ControlLoop<C> {
             tracing::info!(priority = %self.priority, "control loop");
         }
         let mut events = Events::with_capacity(64);
-        self.arm(sys_time::now())?;
+        self.turn(sys_time::now())?;
         while !self.cells.stopping() {
             match self.poll.poll(&mut events, None) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
@@ -247,6 +297,14 @@ impl<C: ControlCore> ControlLoop<C> {
         if self.core.next_timeout() <= now.mono {
             self.core.on_timeout(now);
         }
+        if self.cells.take_drain()
+            && let Err(why) = self.core.drain(now)
+        {
+            self.end(ControlEnd::CannotLeave(why));
+        }
+        if let Some(state) = self.core.to_save() {
+            (self.save)(&state)?;
+        }
         self.core.flush(now, &mut self.beats);
         for index in 0..self.beats.links.len() {
             let (peer, link) = &mut self.beats.links[index];
@@ -254,9 +312,20 @@ impl<C: ControlCore> ControlLoop<C> {
                 self.core.on_refused(now, *peer);
             }
         }
-        self.write_cells();
+        self.write_cells(now);
+        if self.core.is_fenced() {
+            self.end(ControlEnd::Fenced);
+        } else if self.core.has_left() {
+            self.end(ControlEnd::Left);
+        }
         self.answer(now);
         self.arm(now)
+    }
+
+    fn end(&mut self, why: ControlEnd) {
+        if !std::mem::replace(&mut self.ended, true) {
+            (self.ends)(why);
+        }
     }
 
     /// Reads a link, or the door, dry: up to a bound, what is over it waits for the next turn or event. A short
@@ -307,18 +376,27 @@ impl<C: ControlCore> ControlLoop<C> {
         let ControlLoop { core, beats, opener, batch, pending, shards, cells, .. } = self;
         let mut tally = std::mem::take(&mut beats.tally);
         open_each(batch, count, opener, &mut tally, |source, opened, tally| {
-            if opened.kind != Kind::Control || opened.channel != 0 {
+            if opened.kind == Kind::Control && opened.channel == SUPERVISOR {
+                // Only a life's own supervisor has the key that says so, but a tool has the cluster's key too.
+                let (node, boot) = (opened.from, opened.boot);
+                let told = read_exited(opened.plaintext).filter(|exited| *exited == Exited { node, boot });
+                match told.filter(|_| node != OPERATOR_TOOL) {
+                    Some(_) => core.on_exit_notice(now, node, boot),
+                    None => tally.dropped.peer_misdirected += 1,
+                }
+            } else if opened.kind != Kind::Control || opened.channel != 0 {
                 tally.dropped.peer_misdirected += 1;
             } else if opened.from == OPERATOR_TOOL {
                 let question = operator::read_question(opened.plaintext);
-                match (question.and_then(|asked| Some((asked, subject(asked)?))), source) {
-                    (Some((asked, subject)), Some(asker)) if pending.len() < MAX_QUESTIONS => {
-                        let (reports, until) = (ask_shards(shards, cells, subject), now.mono + ANSWER_WITHIN);
-                        let (boot, number) = (opened.boot, asked.number);
-                        pending.push(Pending { asker, boot, number, until, answers: Vec::new(), reports });
+                let taken = match (question, source) {
+                    (Some(asked), Some(asker)) if pending.len() < MAX_QUESTIONS => {
+                        let asker = Asker { address: asker, boot: opened.boot, number: asked.number };
+                        take_question(asked.name, asker, now, core, shards, cells)
                     }
-                    _ => tally.dropped.questions += 1,
-                }
+                    _ => None,
+                };
+                tally.dropped.questions += u64::from(taken.is_none());
+                pending.extend(taken);
             } else {
                 beats.note_life(opened.from, opened.boot);
                 core.on_peer(now, opened.from, opened.boot, opened.plaintext);
@@ -329,8 +407,11 @@ impl<C: ControlCore> ControlLoop<C> {
 
     /// What the shards have to say.
     fn read_cells(&mut self, now: Now) {
-        for (shard, cell) in (0_u16..).zip(&self.cells.shards) {
+        for ((shard, cell), seen) in (0_u16..).zip(&self.cells.shards).zip(&mut self.reports) {
             self.core.on_progress(now, shard, cell.progress());
+            if let Some(report) = cell.take_report(seen) {
+                self.core.on_report(shard, report);
+            }
             for peer in cell.take_refused().iter() {
                 self.core.on_refused(now, peer);
             }
@@ -347,8 +428,8 @@ impl<C: ControlCore> ControlLoop<C> {
         }
     }
 
-    /// What the shards have to know.
-    fn write_cells(&mut self) {
+    /// What the shards and the keeper of the addresses have to know.
+    fn write_cells(&mut self, now: Now) {
         for (peer, _) in &self.beats.links {
             if let Some(boot) = self.core.joined(*peer).filter(|boot| self.cells.boot(*peer) != Some(*boot)) {
                 self.cells.set_boot(*peer, boot);
@@ -358,48 +439,18 @@ impl<C: ControlCore> ControlLoop<C> {
         for (shard, cell) in (0_u16..).zip(&self.cells.shards) {
             cell.set_suspects(self.core.suspects(shard));
         }
-    }
-
-    /// Answers the questions for which every shard has reported, or that have waited long enough.
-    fn answer(&mut self, now: Now) {
-        let mut index = 0;
-        while index < self.pending.len() {
-            let pending = &mut self.pending[index];
-            pending.answers.extend(pending.reports.try_iter());
-            if pending.answers.len() < self.shards.len() && now.mono < pending.until {
-                index += 1;
-                continue;
-            }
-            let pending = self.pending.swap_remove(index);
-            self.write_answer(pending);
-        }
-    }
-
-    fn write_answer(&mut self, mut pending: Pending) {
-        pending.answers.sort_by_key(|report| report["shard"].as_u64());
-        let mut report = self.report();
-        report["shards_silent"] = self.shards.len().saturating_sub(pending.answers.len()).into();
-        report["shards"] = serde_json::Value::Array(pending.answers);
-        let json = report.to_string();
-        for part in operator::write_answer(pending.number, json.as_bytes()) {
-            let sealer = &mut self.beats.sealer;
-            let to = destination(pending.boot);
-            self.answers.push_with(Some(pending.asker), 0, part.len() + 64, |arena| {
-                seal_into(arena, sealer, Kind::Control, to, &part);
-            });
-        }
-        // A part the kernel does not take is lost, and the tool asks again.
-        while let Sent::Refused(_) = self.answers.send(self.door.as_fd()) {
-            self.answers.skip();
-        }
-        self.answers.clear();
+        let (map, lease_until) = (self.core.map(), self.core.lease_until());
+        self.cells.set_map(map);
+        self.cells.set_lease(now.mono, lease_until);
+        self.holding.follow(now.mono, map, lease_until);
     }
 
     /// While a question waits for shards, the loop looks again at every beat.
     fn arm(&mut self, now: Now) -> io::Result<()> {
         let asked = self.pending.iter().map(|pending| pending.until).min().unwrap_or(Nanos::MAX);
         let soon = if self.pending.is_empty() { asked } else { asked.min(now.mono + Nanos::from_millis(1)) };
-        let deadline = self.core.next_timeout().min(soon);
+        let decided = if self.core.is_busy() { now.mono + BUSY_TURN } else { Nanos::MAX };
+        let deadline = self.core.next_timeout().min(soon).min(decided).min(self.holding.next_timeout());
         if deadline < self.armed || self.armed <= now.mono {
             self.timer.arm(deadline)?;
             self.armed = deadline;
@@ -413,6 +464,8 @@ impl<C: ControlCore> ControlLoop<C> {
         serde_json::json!({
             "node": self.node.0,
             "boot": self.boot.0,
+            "pid": std::process::id(),
+            "supervisor_pid": self.supervisor,
             "uptime_ms": sys_time::mono().since(self.started).as_millis_f64(),
             "cpu_us": sys_time::process_cpu(std::process::id()).unwrap_or_default().as_micros(),
             "priority": self.priority.to_string(),
@@ -420,30 +473,6 @@ impl<C: ControlCore> ControlLoop<C> {
             "io": self.beats.tally,
         })
     }
-}
-
-/// What shards are asked on behalf of a tool.
-fn subject(asked: Asked<'_>) -> Option<Subject> {
-    match asked.name {
-        STATUS => Some(Subject::Status),
-        DIGESTS => Some(Subject::Digests),
-        _ => None,
-    }
-}
-
-/// Asks every shard; returns where the answers come.
-fn ask_shards(
-    shards: &[Sender<Question>],
-    cells: &NodeCells,
-    subject: Subject,
-) -> Receiver<serde_json::Value> {
-    let (reply, reports) = channel::bounded(shards.len());
-    for (shard, cell) in shards.iter().zip(&cells.shards) {
-        // A shard whose questions pile up is stuck: its report will be missing.
-        let _ = shard.try_send(Question { subject, reply: reply.clone() });
-        cell.wake();
-    }
-    reports
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The engine behind the two loops: `engine::Shard` and `engine::control::Control` as the loops drive them.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::cells::Progress;
@@ -7,7 +9,8 @@ use super::control_loop::ControlCore;
 use super::shard_loop::ShardCore;
 use crate::app::{CallApp, Inbound, Unclassified};
 use crate::engine::control::{Control, ControlEvent};
-use crate::engine::{Outbox, Shard};
+use crate::engine::{Outbox, Shard, ShardReport};
+use crate::proto::map::{ClusterMap, MapShape};
 use crate::types::{Boot, CallKey, Nanos, NodeId, NodeSet, Now};
 
 impl<A: CallApp> ShardCore for Shard<A> {
@@ -29,6 +32,22 @@ impl<A: CallApp> ShardCore for Shard<A> {
 
     fn on_suspects(&mut self, now: Now, suspects: NodeSet) {
         self.on_suspects(now, suspects);
+    }
+
+    fn on_map(&mut self, now: Now, map: Arc<ClusterMap>) {
+        self.on_map(now, map);
+    }
+
+    fn on_lease(&mut self, now: Now, until: Nanos) {
+        self.on_lease(now, until);
+    }
+
+    fn may_release(&self, now: Nanos) -> bool {
+        self.may_release(now)
+    }
+
+    fn report(&self) -> &ShardReport {
+        self.report()
     }
 
     fn on_timeout(&mut self, now: Now) {
@@ -59,30 +78,88 @@ impl<A: CallApp> ShardCore for Shard<A> {
     }
 }
 
-impl ControlCore for Control {
+/// A control under a map that is made when all nodes have joined and never changes, and a lease that never ends.
+pub struct Settled {
+    control: Control,
+    me: (NodeId, Boot),
+    shape: MapShape,
+    map: Arc<ClusterMap>,
+}
+
+impl Settled {
+    /// For this life of this node, which has met nobody yet.
+    pub fn new(control: Control, me: (NodeId, Boot), shape: MapShape) -> Settled {
+        Settled { control, me, map: Arc::new(shape.empty_map()), shape }
+    }
+
+    /// Makes the map once every node is known.
+    fn settle(&mut self) {
+        let boot = |node| if node == self.me.0 { Some(self.me.1) } else { self.joined(node) };
+        if self.map.version == 0 && self.shape.nodes.iter().all(|node| boot(node.id).is_some()) {
+            self.map = Arc::new(self.shape.first_map(|node| boot(node).unwrap_or_default()));
+        }
+    }
+}
+
+impl ControlCore for Settled {
+    fn map(&self) -> &Arc<ClusterMap> {
+        &self.map
+    }
+
+    fn lease_until(&self) -> Nanos {
+        Nanos::MAX
+    }
+
+    fn on_report(&mut self, _shard: u16, _report: ShardReport) {}
+
+    fn on_exit_notice(&mut self, now: Now, node: NodeId, _boot: Boot) {
+        self.control.on_refused(now, node);
+    }
+
+    fn to_save(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn is_busy(&self) -> bool {
+        false
+    }
+
+    fn drain(&mut self, _now: Now) -> Result<(), String> {
+        Err("the map of this cluster never changes".to_owned())
+    }
+
+    fn is_fenced(&self) -> bool {
+        false
+    }
+
+    fn has_left(&self) -> bool {
+        false
+    }
+
     fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
-        self.on_peer(now, from, boot, plaintext);
+        self.control.on_peer(now, from, boot, plaintext);
     }
 
     fn on_refused(&mut self, now: Now, node: NodeId) {
-        self.on_refused(now, node);
+        self.control.on_refused(now, node);
     }
 
     fn on_life(&mut self, now: Now, node: NodeId, boot: Boot) {
-        self.on_life(now, node, boot);
+        self.control.on_life(now, node, boot);
     }
 
     fn on_progress(&mut self, now: Now, shard: u16, progress: Progress) {
-        self.on_progress(now, shard, progress.turns, progress.parked);
+        self.control.on_progress(now, shard, progress.turns, progress.parked);
     }
 
     fn on_timeout(&mut self, now: Now) {
-        self.on_timeout(now);
+        self.control.on_timeout(now);
     }
 
     fn flush(&mut self, now: Now, outbox: &mut impl Outbox) {
-        self.flush(now, outbox);
-        for event in self.take_events() {
+        self.settle();
+        self.control.flush(now, outbox);
+        for event in self.control.take_events() {
             match event {
                 ControlEvent::Joined(..) => tracing::info!("{event}"),
                 ControlEvent::Refused(..) => tracing::warn!("{event}"),
@@ -91,26 +168,27 @@ impl ControlCore for Control {
     }
 
     fn next_timeout(&self) -> Nanos {
-        self.next_timeout()
+        self.control.next_timeout()
     }
 
     fn suspects(&self, shard: u16) -> NodeSet {
-        self.suspects(shard)
+        self.control.suspects(shard)
     }
 
     fn joined(&self, node: NodeId) -> Option<Boot> {
-        let joined = self.joined().contains(node);
-        self.peers().find(|peer| joined && peer.node == node).and_then(|peer| peer.boot)
+        let joined = self.control.joined().contains(node);
+        self.control.peers().find(|peer| joined && peer.node == node).and_then(|peer| peer.boot)
     }
 
     fn stats(&self) -> Value {
         let peers: Vec<Value> = self
+            .control
             .peers()
             .map(|peer| {
                 json!({
                     "node": peer.node.0,
                     "boot": peer.boot.map(|boot| boot.0),
-                    "joined": self.joined().contains(peer.node),
+                    "joined": self.control.joined().contains(peer.node),
                     "up": peer.up,
                     "suspected": peer.suspected,
                     "rtt_us": peer.rtt.map(Nanos::as_micros),
@@ -119,9 +197,9 @@ impl ControlCore for Control {
                 })
             })
             .collect();
-        let (dropped, detector) = (self.counters(), self.detector_counters());
+        let (dropped, detector) = (self.control.counters(), self.control.detector_counters());
         json!({
-            "all_joined": self.all_joined(),
+            "all_joined": self.control.all_joined(),
             "peers": peers,
             "deaf": dropped.deaf,
             "dropped": { "malformed": dropped.malformed, "stale": dropped.stale },

@@ -2,17 +2,21 @@
 //!
 //! Unsafe code lives in the `sys_*` files alone, each call beside the kernel's contract for it.
 
+pub mod addresses;
 pub mod cells;
 pub mod client;
 pub mod control_loop;
 pub mod cores;
 pub mod multicast;
+pub mod netlink;
 pub mod node;
 pub mod operator;
 pub mod outgoing;
 pub mod peer;
 pub mod raw;
 pub mod shard_loop;
+pub mod supervisor;
+pub mod sys_announce;
 pub mod sys_process;
 pub mod sys_recv;
 pub mod sys_send;

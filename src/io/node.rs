@@ -1,21 +1,34 @@
 //! One node's engine: its sockets, its threads, and how it begins and ends.
+//!
+//! It runs under a supervisor ([`super::supervisor`]), which reads its exit status. SIGTERM and SIGINT ask it to hand
+//! over what it holds and then to end, however often they come; SIGUSR2 ends it at once.
+
+mod error;
+mod shape;
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::{self, Receiver, Sender};
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crossbeam::queue::ArrayQueue;
 use mio::{Poll, Waker};
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+pub use self::error::NodeError;
+pub(in crate::io) use self::error::system;
+use self::error::{CONTROL, GROUP, Purpose, SERVICE, SHARD};
+pub use self::shape::map_shape;
+use self::shape::service_ips;
+use super::addresses::{Addresses, Change};
 use super::cells::{NodeCells, ShardCell};
-use super::client::ClientSocket;
-use super::control_loop::{ControlLoop, ControlParts};
+use super::control_loop::{ControlEnd, ControlLoop, ControlParts, Holding};
+use super::cores::Settled;
 use super::multicast::Groups;
 use super::outgoing::Outgoing;
 use super::peer::Link;
@@ -26,12 +39,12 @@ use crate::app::CallApp;
 use crate::app::classify::KeyExtractor;
 use crate::app::echo::Echo;
 use crate::app::table::TableLimits;
-use crate::config::{App, Auto, Fanout, Lossy, Pin, Settings, Show};
+use crate::config::{App, Auto, Fanout, Lossy, Node, Pin, Settings, Show};
 use crate::engine::control::{Control, ControlConfig};
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
-use crate::proto::map::{ClusterMap, MapError, MapNode, MapShape, NodeState};
-use crate::types::{Boot, HostId, LocalId, Nanos, NodeId, NodeSet};
+use crate::proto::map::MapShape;
+use crate::types::{Boot, Nanos, NodeId, NodeSet};
 use crate::wire::datagram::OVERHEAD;
 use crate::wire::seal::{Opener, Sealer};
 
@@ -50,105 +63,39 @@ const SUSPECT_CEILING: u64 = 8;
 /// ...this much.
 const LEAST_SUSPECT_CEILING: Nanos = Nanos::from_millis(50);
 
-/// Why a node cannot start, or had to end.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// Somebody has the address.
-    #[error("{address} ({what}) is in use: stop the process that has it, or change {setting}")]
-    InUse {
-        /// What it was to be bound for.
-        what: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// The setting it comes from.
-        setting: &'static str,
-    },
-    /// No interface has the address.
-    #[error(
-        "{address} ({what}) is not an address of this machine: add it to an interface, or change {setting}"
-    )]
-    NotHere {
-        /// What it was to be bound for.
-        what: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// The setting it comes from.
-        setting: &'static str,
-    },
-    /// Another error of a socket.
-    #[error("{address} ({what}, from {setting}): {error}")]
-    Socket {
-        /// What it was to be bound for.
-        what: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// The setting it comes from.
-        setting: &'static str,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// Fewer open files allowed than needed.
-    #[error(
-        "this node needs {needed} open files and may have {limit}: raise the limit (ulimit -n, LimitNOFILE=)"
-    )]
-    OpenFiles {
-        /// What it needs.
-        needed: u64,
-        /// The hard limit.
-        limit: u64,
-    },
-    /// The settings make no cluster map.
-    #[error(transparent)]
-    Map(#[from] MapError),
-    /// Something else the system refused.
-    #[error("cannot {what}: {error}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// A thread ended that should not have.
-    #[error("the thread {name} ended: {reason}")]
-    Thread {
-        /// Its name.
-        name: String,
-        /// What it said.
-        reason: String,
-    },
-}
-
-fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
-    move |error| NodeError::System { what, error }
-}
-
-/// What an address is for, for error messages.
-#[derive(Copy, Clone)]
-struct Purpose {
-    what: &'static str,
-    setting: &'static str,
-}
-
-const CONTROL: Purpose = Purpose { what: "control", setting: "TANDEM_NODES" };
-const SHARD: Purpose = Purpose { what: "shards", setting: "TANDEM_NODES" };
-const SERVICE: Purpose = Purpose { what: "service endpoint", setting: "TANDEM_SERVICE" };
-const GROUP: Purpose = Purpose { what: "multicast", setting: "TANDEM_MULTICAST_GROUP" };
-
-impl Purpose {
-    fn failed(self, address: SocketAddr) -> impl FnOnce(io::Error) -> NodeError {
-        let Purpose { what, setting } = self;
-        move |error| match error.kind() {
-            io::ErrorKind::AddrInUse => NodeError::InUse { what, address, setting },
-            io::ErrorKind::AddrNotAvailable => NodeError::NotHere { what, address, setting },
-            _ => NodeError::Socket { what, address, setting, error },
-        }
-    }
+/// How an engine that worked has ended.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum NodeEnd {
+    /// As it was asked to.
+    Asked,
+    /// By the cluster map its life is over; the next one may join.
+    Fenced,
 }
 
 /// What can end a node.
 enum End {
-    Signal,
+    /// Hand over what it holds, then end.
+    Drain,
+    /// End at once.
+    Now,
+    Control(ControlEnd),
     Thread(String, String),
+}
+
+/// A life of a node.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// Its boot: later than that of every earlier life of the node.
+    pub boot: Boot,
+    /// The process that started it, if that is a supervisor.
+    pub supervisor: Option<u32>,
+}
+
+impl Life {
+    /// A life that begins now, under no supervisor.
+    pub fn now() -> Life {
+        Life { boot: Boot(sys_time::now().wall.0), supervisor: None }
+    }
 }
 
 /// A node whose threads run.
@@ -156,35 +103,31 @@ pub struct RunningNode {
     cells: Arc<NodeCells>,
     threads: Vec<(String, JoinHandle<Option<Value>>)>,
     ends: (Sender<End>, Receiver<End>),
+    addresses: Option<Addresses>,
 }
 
-/// Starts a node and runs it until SIGTERM or SIGINT.
+/// Starts a node's engine and runs it until it is asked to end, or its life is over.
 ///
 /// # Errors
 /// See [`NodeError`]: each says what to change.
-pub fn run_node(settings: &Settings) -> Result<(), NodeError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(system("watch for signals"))?;
+pub fn run_node(settings: &Settings, life: Life) -> Result<NodeEnd, NodeError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR2]).map_err(system("watch for signals"))?;
     quiet_panics();
-    let node = RunningNode::start(settings)?;
+    let node = RunningNode::start(settings, life)?;
     let ends = node.ends.0.clone();
     let watch = move || {
-        if signals.forever().next().is_some() {
-            let _ = ends.send(End::Signal);
+        for signal in signals.forever() {
+            let _ = ends.send(if signal == SIGUSR2 { End::Now } else { End::Drain });
         }
     };
     spawn("tandem-signals", watch)?;
-    let service = settings.service.show();
-    let serves = if settings.owner == settings.node { "serves" } else { "stands behind" };
     // Whoever started the node may not care to read it.
-    let (id, shards) = (settings.node.0, settings.shards);
-    let _ = writeln!(io::stdout(), "node {id} is up: {shards} shards, {serves} {service}");
-    let end = node.ends.1.recv().unwrap_or(End::Signal);
+    let (id, shards, service) = (settings.node.0, settings.shards, settings.service.show());
+    let _ = writeln!(io::stdout(), "node {id} is up: {shards} shards, service addresses {service}");
+    let end = node.wait(settings.drain_within);
     let reports = node.stop();
     tracing::info!(counters = %serde_json::json!(reports), "node ends");
-    match end {
-        End::Signal => Ok(()),
-        End::Thread(name, reason) => Err(NodeError::Thread { name, reason }),
-    }
+    end
 }
 
 impl RunningNode {
@@ -192,9 +135,8 @@ impl RunningNode {
     ///
     /// # Errors
     /// See [`NodeError`].
-    pub fn start(settings: &Settings) -> Result<RunningNode, NodeError> {
-        let map = Arc::new(cluster_map(settings)?);
-        let plan = Plan::new(settings, map);
+    pub fn start(settings: &Settings, life: Life) -> Result<RunningNode, NodeError> {
+        let plan = Plan::new(settings, life, map_shape(settings)?);
         plan.check_files()?;
         plan.check_addresses()?;
         match settings.app {
@@ -204,21 +146,57 @@ impl RunningNode {
         }
     }
 
+    /// Waits until the node is to end. A drain may take `drain_within`.
+    fn wait(&self, drain_within: Nanos) -> Result<NodeEnd, NodeError> {
+        let mut give_up_at = None;
+        loop {
+            let end = match give_up_at {
+                Some(at) => self.ends.1.recv_deadline(at),
+                None => self.ends.1.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match end {
+                Ok(End::Drain) if give_up_at.is_none() => {
+                    tracing::info!("asked to end: handing over");
+                    give_up_at = Some(Instant::now() + Duration::from_nanos(drain_within.0));
+                    self.cells.ask_drain();
+                }
+                Ok(End::Drain) => {}
+                Ok(End::Control(ControlEnd::Fenced)) => {
+                    tracing::warn!("by the cluster map this life of the node is over");
+                    return Ok(NodeEnd::Fenced);
+                }
+                Ok(End::Control(ControlEnd::CannotLeave(why))) => {
+                    tracing::warn!("the node ends without handing over: {why}");
+                    return Ok(NodeEnd::Asked);
+                }
+                Ok(End::Control(ControlEnd::Left) | End::Now) => return Ok(NodeEnd::Asked),
+                Ok(End::Thread(name, reason)) => return Err(NodeError::Thread { name, reason }),
+                Err(_) => {
+                    tracing::warn!(
+                        "not everything was handed over within TANDEM_DRAIN_WITHIN: the node ends"
+                    );
+                    return Ok(NodeEnd::Asked);
+                }
+            }
+        }
+    }
+
     /// Ends all threads and waits for them; returns their counters.
     pub fn stop(self) -> Vec<Value> {
         self.cells.stop();
-        self.threads.into_iter().filter_map(|(_, thread)| thread.join().ok().flatten()).collect()
+        let reports =
+            self.threads.into_iter().filter_map(|(_, thread)| thread.join().ok().flatten()).collect();
+        self.addresses.into_iter().for_each(Addresses::stop);
+        reports
     }
 }
 
 /// What is worked out before anything starts.
 struct Plan<'a> {
     settings: &'a Settings,
-    map: Arc<ClusterMap>,
-    boot: Boot,
+    shape: MapShape,
+    life: Life,
     buffers: Buffers,
-    /// The service endpoints that this node holds.
-    endpoints: Vec<(LocalId, SocketAddr)>,
     groups: Option<Groups>,
     /// The sets this node sends to, and those it hears, by multicast.
     fanouts: Vec<NodeSet>,
@@ -226,10 +204,7 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    fn new(settings: &Settings, map: Arc<ClusterMap>) -> Plan<'_> {
-        let held = |index: &usize| map.addresses[usize::from(map.endpoints[*index])].owner == settings.node;
-        let local = |index: usize| (LocalId(index as u16), settings.service[index]);
-        let endpoints = (0..settings.service.len()).filter(held).map(local).collect();
+    fn new(settings: &Settings, life: Life, shape: MapShape) -> Plan<'_> {
         let groups = groups(settings);
         let (mut fanouts, mut listening) = (Vec::new(), Vec::new());
         for set in groups.map(|_| member_sets(settings)).unwrap_or_default() {
@@ -238,13 +213,12 @@ impl Plan<'_> {
         }
         Plan {
             settings,
-            boot: Boot(sys_time::now().wall.0),
+            life,
             buffers: Buffers { recv: settings.rcvbuf.0, send: settings.sndbuf.0 },
-            endpoints,
             groups,
             fanouts,
             listening,
-            map,
+            shape,
         }
     }
 
@@ -260,7 +234,7 @@ impl Plan<'_> {
         let limit = sys_thread::raise_open_files().map_err(system("read the limit of open files"))?;
         let links = self.settings.peers().count() as u64;
         let multicast = (self.fanouts.len() + self.listening.len()) as u64;
-        let shard = FILES_A_THREAD + links + multicast + self.endpoints.len() as u64;
+        let shard = FILES_A_THREAD + links + multicast + self.settings.service.len() as u64;
         let control = FILES_A_THREAD + links + 1;
         let needed = OTHER_FILES + control + shard * u64::from(self.settings.shards);
         if limit < needed { Err(NodeError::OpenFiles { needed, limit }) } else { Ok(()) }
@@ -270,11 +244,16 @@ impl Plan<'_> {
     fn check_addresses(&self) -> Result<(), NodeError> {
         let me = self.settings.node;
         let shards = (0..self.settings.shards).map(|shard| (SHARD, self.shard_address(me, shard)));
-        let service = self.endpoints.iter().map(|(_, endpoint)| (SERVICE, *endpoint));
-        for (purpose, address) in
-            [(CONTROL, self.control_address(me))].into_iter().chain(shards).chain(service)
-        {
+        for (purpose, address) in [(CONTROL, self.control_address(me))].into_iter().chain(shards) {
             sys_socket::probe_free(address).map_err(purpose.failed(address))?;
+        }
+        // A service endpoint may be held by another node on this machine, and then this node can hold it later.
+        let here = |node: &Node| UdpSocket::bind(SocketAddr::new(node.address.ip(), 0)).is_ok();
+        if self.settings.peers().any(here) {
+            return Ok(());
+        }
+        for endpoint in &self.settings.service {
+            sys_socket::bind_early(*endpoint, false).map_err(SERVICE.failed(*endpoint))?;
         }
         Ok(())
     }
@@ -292,9 +271,12 @@ impl Plan<'_> {
         for (shard, (poll, asked)) in (0..self.settings.shards).zip(polls.into_iter().zip(asked)) {
             parts.push(self.shard_parts(shard, poll, cells.clone(), rings.clone(), asked)?);
         }
-        let control = self.control(control_poll, cells.clone(), questions)?;
+        let addresses = Addresses::start(self.settings, cells.clone()).map_err(system("start a thread"))?;
+        let ends = channel::unbounded();
+        let news = (addresses.changes(), ends.0.clone());
+        let control = self.control(control_poll, cells.clone(), questions, news)?;
 
-        let mut node = RunningNode { cells, threads: Vec::new(), ends: channel::unbounded() };
+        let mut node = RunningNode { cells, threads: Vec::new(), ends, addresses: Some(addresses) };
         for parts in parts {
             let name = format!("shard-{}", parts.shard);
             let (config, app, core) =
@@ -318,13 +300,6 @@ impl Plan<'_> {
         questions: Receiver<Question>,
     ) -> Result<ShardParts, NodeError> {
         let settings = self.settings;
-        let mut clients = Vec::new();
-        for (local, endpoint) in &self.endpoints {
-            let bound = ClientSocket::bind(*local, *endpoint, self.buffers);
-            let (client, granted) = bound.map_err(SERVICE.failed(*endpoint))?;
-            self.warn_if_small(granted, *endpoint);
-            clients.push(client);
-        }
         let own = self.shard_address(settings.node, shard);
         let links = self.links(SHARD, own, |node| self.shard_address(node, shard))?;
         let (mut fanouts, mut listening) = (Vec::new(), Vec::new());
@@ -338,13 +313,17 @@ impl Plan<'_> {
                 listening.push(Link::over(groups.listen(*set, shard, self.buffers).map_err(failed)?));
             }
         }
-        let sealer = Sealer::new(&settings.sealing_key(), settings.node, self.boot, 1 + shard);
+        let sealer = Sealer::new(&settings.sealing_key(), settings.node, self.life.boot, 1 + shard);
         Ok(ShardParts {
+            node: settings.node,
+            boot: self.life.boot,
             shard,
+            endpoints: settings.service.clone(),
+            buffers: self.buffers,
             slots: settings.slots,
             batch: settings.batch,
             poll,
-            outgoing: Outgoing::new(clients, links, fanouts, sealer, cells.clone()),
+            outgoing: Outgoing::new(settings.service.len(), links, fanouts, sealer, cells.clone()),
             listening,
             opener: self.opener(),
             cells,
@@ -357,11 +336,11 @@ impl Plan<'_> {
         let settings = self.settings;
         ShardConfig {
             me: settings.node,
-            boot: self.boot,
+            boot: self.life.boot,
             shard,
             shards: settings.shards,
             nodes: settings.nodes.iter().map(|node| node.id).collect(),
-            map: self.map.clone(),
+            map: Arc::new(self.shape.empty_map()),
             blocked_after: settings.dead_after,
             lossy_go: settings.lossy == Lossy::Go,
             resync_rate: u64::from(settings.resync_mbps) * 1_000_000 / u64::from(settings.shards),
@@ -381,14 +360,15 @@ impl Plan<'_> {
         poll: Poll,
         cells: Arc<NodeCells>,
         shards: Vec<Sender<Question>>,
-    ) -> Result<ControlLoop<Control>, NodeError> {
+        (changes, ends): (Sender<Change>, Sender<End>),
+    ) -> Result<ControlLoop<Settled>, NodeError> {
         let settings = self.settings;
         let own = self.control_address(settings.node);
         let cluster_wide = settings.cluster_wide();
         let ceiling = Nanos(settings.suspect_after.0.saturating_mul(SUSPECT_CEILING));
-        let core = Control::new(ControlConfig {
+        let control = Control::new(ControlConfig {
             node: settings.node,
-            boot: self.boot,
+            boot: self.life.boot,
             peers: settings.peers().map(|node| node.id).collect(),
             shards: settings.shards,
             beat: settings.beat,
@@ -397,17 +377,28 @@ impl Plan<'_> {
             settings: cluster_wide.pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             settings_hash: cluster_wide.hash,
         });
+        let core = Settled::new(control, (settings.node, self.life.boot), self.shape.clone());
+        // Nobody can have become the owner earlier than so long after the lease was over.
+        let grace = settings.dead_after - settings.lease;
+        let addresses = service_ips(settings);
         let parts = ControlParts {
             node: settings.node,
-            boot: self.boot,
+            boot: self.life.boot,
             poll,
             links: self.links(CONTROL, own, |node| self.control_address(node))?,
             door: sys_socket::bind(own, true).map_err(CONTROL.failed(own))?,
-            sealer: Sealer::new(&settings.sealing_key(), settings.node, self.boot, 0),
+            sealer: Sealer::new(&settings.sealing_key(), settings.node, self.life.boot, 0),
             opener: self.opener(),
             cells,
             shards,
             urgent: settings.rt == Auto::Auto,
+            supervisor: self.life.supervisor,
+            holding: Holding::new((settings.node, self.life.boot), grace, &addresses, changes),
+            save: Box::new(|_| Ok(())),
+            ends: Box::new(move |end| {
+                // Nobody listens any more when the node ends already.
+                let _ = ends.send(End::Control(end));
+            }),
         };
         ControlLoop::new(core, parts).map_err(system("set up the control loop"))
     }
@@ -431,7 +422,7 @@ impl Plan<'_> {
 
     fn opener(&self) -> Opener {
         let (node, peers) = (self.settings.node, self.settings.nodes.ids());
-        Opener::new(&self.settings.sealing_key(), node, self.boot, peers)
+        Opener::new(&self.settings.sealing_key(), node, self.life.boot, peers)
     }
 
     fn warn_if_small(&self, granted: Buffers, address: SocketAddr) {
@@ -503,33 +494,6 @@ fn pin(core: Option<usize>) {
     {
         tracing::warn!(core, %error, "cannot pin this packet loop (TANDEM_PIN)");
     }
-}
-
-/// What all maps of the cluster have in common. Endpoints with one IP belong to one service address.
-pub fn map_shape(settings: &Settings) -> Result<MapShape, MapError> {
-    let nodes = settings.nodes.iter().map(|node| MapNode {
-        id: node.id,
-        host: settings.nodes.host_of(node.id).unwrap_or(HostId(0)),
-        boot: Boot(0),
-        state: NodeState::Gone,
-        witness: settings.witness.contains(&node.id),
-        birth: 0,
-    });
-    let mut addresses = Vec::new();
-    let mut number = |endpoint: &SocketAddr| match addresses.iter().position(|ip| *ip == endpoint.ip()) {
-        Some(known) => known as u16,
-        None => {
-            addresses.push(endpoint.ip());
-            addresses.len() as u16 - 1
-        }
-    };
-    let endpoints = settings.service.iter().map(&mut number).collect();
-    let Settings { slots, shards, owner, r, commit, .. } = *settings;
-    MapShape::new((slots, shards), nodes.collect(), owner, endpoints, r, commit)
-}
-
-fn cluster_map(settings: &Settings) -> Result<ClusterMap, MapError> {
-    Ok(map_shape(settings)?.first_map(|_| Boot(1)))
 }
 
 /// Where this cluster multicasts, if it is to. Nodes with IPv6 addresses get unicast.

@@ -20,6 +20,8 @@ pub const STATUS: &str = "status";
 /// The question for the place in the log and the digest of every slot a node is a member of: per shard, `digests`
 /// is a list of [slot, last executed position, digest].
 pub const DIGESTS: &str = "digests";
+/// Asks a node to hand over what it holds and to end: `accepted`, and `why` not.
+pub const DRAIN: &str = "drain";
 
 const ASK: u8 = b'?';
 const ANSWER: u8 = b'!';

@@ -13,8 +13,8 @@ use crate::wire::seal::Sealer;
 
 /// See the module's page.
 pub struct Outgoing {
-    /// One for each service endpoint that this node holds.
-    pub clients: Vec<ClientSocket>,
+    /// One for each service endpoint, by [`LocalId`]; `None` while this node does not hold it.
+    pub clients: Vec<Option<ClientSocket>>,
     /// One for each peer.
     pub links: Vec<(NodeId, Link)>,
     /// One for each set of nodes that multicast reaches; empty: multicast goes out as unicast.
@@ -29,19 +29,21 @@ pub struct Outgoing {
     handed: u64,
     /// How many of them [`Outgoing::send`] has reported as gone.
     gone: u64,
+    /// What the kernel had dropped at sockets that are closed.
+    closed_drops: u64,
 }
 
 impl Outgoing {
-    /// Sends over these sockets. `sealer` is the thread's own.
+    /// Sends over these sockets, and holds none of the `endpoints` yet. `sealer` is the thread's own.
     pub fn new(
-        clients: Vec<ClientSocket>,
+        endpoints: usize,
         links: Vec<(NodeId, Link)>,
         fanouts: Vec<(NodeSet, Link)>,
         sealer: Sealer,
         cells: Arc<NodeCells>,
     ) -> Outgoing {
         Outgoing {
-            clients,
+            clients: (0..endpoints).map(|_| None).collect(),
             links,
             fanouts,
             tally: Tally::default(),
@@ -50,12 +52,14 @@ impl Outgoing {
             cells,
             handed: 0,
             gone: 0,
+            closed_drops: 0,
         }
     }
 
-    /// Hands everything queued to the kernel, as far as it takes it. Returns how many more replies, in the order
-    /// the engine wrote them, have left this node or were dropped for good.
-    pub fn send(&mut self) -> usize {
+    /// Hands everything queued to the kernel, as far as it takes it; replies only while `may_release`, which is asked
+    /// before each batch. Returns how many more replies, in the order the engine wrote them, have left this node or were
+    /// dropped for good.
+    pub fn send(&mut self, may_release: impl Fn() -> bool) -> usize {
         for (peer, link) in &mut self.links {
             if !link.is_idle() && link.flush(&mut self.tally) {
                 self.refused.insert(*peer);
@@ -64,14 +68,25 @@ impl Outgoing {
         for (_, link) in self.fanouts.iter_mut().filter(|(_, link)| !link.is_idle()) {
             link.flush(&mut self.tally);
         }
-        for client in self.clients.iter_mut().filter(|client| !client.is_idle()) {
-            client.flush(&mut self.tally);
+        for client in self.clients.iter_mut().flatten().filter(|client| !client.is_idle()) {
+            client.flush(&mut self.tally, &may_release);
         }
-        let waiting = self.clients.iter().filter_map(ClientSocket::first_unsent).min();
+        let waiting = self.clients.iter().flatten().filter_map(ClientSocket::first_unsent).min();
         let gone = waiting.unwrap_or(self.handed);
         let more = gone - self.gone;
         self.gone = gone;
         more as usize
+    }
+
+    /// Gives up a service endpoint that this node holds no more; replies that wait for it are dropped.
+    pub fn close(&mut self, local: LocalId) {
+        let socket = self.clients.get_mut(usize::from(local.0)).and_then(Option::take);
+        if let Some(mut socket) = socket {
+            let dropped = socket.clear() as u64;
+            self.tally.client_sent -= dropped;
+            self.tally.dropped.client_address_lost += dropped;
+            self.closed_drops += socket.kernel_drops();
+        }
     }
 
     /// Notes that the port of `peer` was reported closed.
@@ -88,8 +103,8 @@ impl Outgoing {
     /// The counters, with what only the kernel knows.
     pub fn read_tally(&mut self) -> Tally {
         let links = self.links.iter().map(|(_, link)| link.kernel_drops());
-        let clients = self.clients.iter().map(ClientSocket::kernel_drops);
-        self.tally.dropped.kernel_receive_full = links.chain(clients).sum();
+        let clients = self.clients.iter().flatten().map(ClientSocket::kernel_drops);
+        self.tally.dropped.kernel_receive_full = self.closed_drops + links.chain(clients).sum::<u64>();
         self.tally.clone()
     }
 }
@@ -121,7 +136,7 @@ impl Outbox for Outgoing {
     fn client(&mut self, _slot: Slot, local: LocalId, to: Endpoint, bytes: &[u8]) {
         let tag = self.handed;
         self.handed += 1;
-        match self.clients.iter_mut().find(|client| client.local() == local) {
+        match self.clients.get_mut(usize::from(local.0)).and_then(Option::as_mut) {
             Some(client) => client.push(tag, to.into(), bytes, &mut self.tally),
             None => self.tally.dropped.client_no_endpoint += 1,
         }
@@ -139,28 +154,47 @@ mod tests {
 
     const BUFFERS: Buffers = Buffers { recv: 1 << 20, send: 1 << 20 };
 
-    fn outgoing(clients: Vec<ClientSocket>, links: Vec<(NodeId, Link)>) -> Outgoing {
+    fn outgoing(clients: Vec<Option<ClientSocket>>, links: Vec<(NodeId, Link)>) -> Outgoing {
         let waker = Waker::new(Poll::new().unwrap().registry(), Token(0)).unwrap();
         let cells = Arc::new(NodeCells::new(Vec::new(), waker));
         let sealer = Sealer::new(&ClusterKey::loopback(), NodeId(1), Boot(1), 1);
-        Outgoing::new(clients, links, Vec::new(), sealer, cells)
+        Outgoing { clients, ..Outgoing::new(0, links, Vec::new(), sealer, cells) }
+    }
+
+    fn bind(local: u16) -> Option<ClientSocket> {
+        Some(ClientSocket::bind(LocalId(local), "127.0.0.1:0".parse().unwrap(), BUFFERS).unwrap().0)
     }
 
     #[test]
     fn replies_are_reported_gone_in_order_whichever_socket_they_leave_by() {
-        let bind =
-            |local| ClientSocket::bind(LocalId(local), "127.0.0.1:0".parse().unwrap(), BUFFERS).unwrap().0;
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = Endpoint::from(client.local_addr().unwrap());
+        let mut outgoing = outgoing(vec![bind(0), bind(1), None], Vec::new());
+        assert_eq!(outgoing.send(|| true), 0);
+        for local in [0, 1, 2, 7, 1, 0] {
+            outgoing.client(Slot(0), LocalId(local), to, b"reply");
+        }
+        assert_eq!(outgoing.send(|| true), 6, "those for endpoints not held here count as gone");
+        assert_eq!(outgoing.tally.dropped.client_no_endpoint, 2);
+        assert_eq!(outgoing.tally.client_sent, 4);
+        assert_eq!(outgoing.send(|| true), 0);
+    }
+
+    #[test]
+    fn replies_without_a_lease_wait_and_go_with_the_address_if_it_is_lost() {
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = Endpoint::from(client.local_addr().unwrap());
         let mut outgoing = outgoing(vec![bind(0), bind(1)], Vec::new());
-        assert_eq!(outgoing.send(), 0);
-        for local in [0, 1, 7, 1, 0] {
+        for local in [1, 0, 1] {
             outgoing.client(Slot(0), LocalId(local), to, b"reply");
         }
-        assert_eq!(outgoing.send(), 5, "the one for an endpoint not held here counts as gone");
-        assert_eq!(outgoing.tally.dropped.client_no_endpoint, 1);
-        assert_eq!(outgoing.tally.client_sent, 4);
-        assert_eq!(outgoing.send(), 0);
+        assert_eq!(outgoing.send(|| false), 0);
+        outgoing.close(LocalId(1));
+        outgoing.close(LocalId(1));
+        assert_eq!(outgoing.send(|| false), 1, "the first was for the address that is lost");
+        assert_eq!(outgoing.send(|| true), 2);
+        let dropped = &outgoing.tally.dropped;
+        assert_eq!((outgoing.tally.client_sent, dropped.client_address_lost), (1, 2));
     }
 
     #[test]

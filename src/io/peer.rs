@@ -90,7 +90,7 @@ impl Link {
         let mut refusals = 0;
         self.blocked = loop {
             match self.out.send(self.socket.as_fd()) {
-                Sent::All => break false,
+                Sent::All | Sent::Held => break false,
                 Sent::Blocked => {
                     tally.peer_blocked += 1;
                     break true;

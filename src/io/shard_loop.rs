@@ -3,7 +3,10 @@
 //! Events are edge-triggered, so a socket stays marked readable until it was read dry; each turn reads a bounded
 //! number of batches from each, so that no socket starves another and what was received is flushed soon.
 
+mod held;
+
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +17,17 @@ use crossbeam::queue::ArrayQueue;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
+use self::held::Held;
 use super::cells::NodeCells;
+use super::client::ClientSocket;
 use super::outgoing::Outgoing;
 use super::peer::{Link, open_each};
 use super::sys_recv::RecvBatch;
+use super::sys_socket::Buffers;
 use super::sys_time::{self, TimerFd};
 use crate::app::{Inbound, Unclassified};
-use crate::engine::Outbox;
+use crate::engine::{Outbox, ShardReport};
+use crate::proto::map::ClusterMap;
 use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, NodeSet, Now};
 use crate::wire::datagram::Kind;
 use crate::wire::record::MAX_PAYLOAD;
@@ -58,6 +65,14 @@ pub trait ShardCore {
     fn on_join(&mut self, now: Now, node: NodeId, boot: Boot);
     /// The nodes the control suspects have changed.
     fn on_suspects(&mut self, now: Now, suspects: NodeSet);
+    /// The agreed cluster map is another now.
+    fn on_map(&mut self, now: Now, map: Arc<ClusterMap>);
+    /// Replies may be released until then (monotonic); zero: not at all.
+    fn on_lease(&mut self, now: Now, until: Nanos);
+    /// Whether replies that were handed over may leave at `now`, which was read just before.
+    fn may_release(&self, now: Nanos) -> bool;
+    /// How things stand, for the control.
+    fn report(&self) -> &ShardReport;
     /// [`ShardCore::next_timeout`] has passed.
     fn on_timeout(&mut self, now: Now);
     /// Writes everything to be sent.
@@ -101,8 +116,16 @@ pub struct Question {
 
 /// What a shard's loop is made of.
 pub struct ShardParts {
+    /// This node.
+    pub node: NodeId,
+    /// Its life.
+    pub boot: Boot,
     /// This shard's number.
     pub shard: u16,
+    /// Every service endpoint of the cluster, by [`LocalId`].
+    pub endpoints: Vec<SocketAddr>,
+    /// What their sockets ask for.
+    pub buffers: Buffers,
     /// How many slots the cluster has.
     pub slots: u16,
     /// How many client datagrams one system call may bring.
@@ -132,9 +155,10 @@ enum Socket {
     Listening(usize),
 }
 
-/// One watched socket.
+/// One watched socket, or the place of one that is not open.
 struct Watched {
     socket: Socket,
+    /// Negative: not open.
     fd: RawFd,
     readable: bool,
     /// Whether epoll was asked to say when it is writable again.
@@ -149,6 +173,7 @@ pub struct ShardLoop<C> {
     timer: TimerFd,
     armed: Nanos,
     suspects: NodeSet,
+    held: Held,
     /// The life of each peer that the core was told of, in the order of the links.
     joined: Vec<Option<Boot>>,
     heard: NodeSet,
@@ -169,7 +194,7 @@ impl<C: ShardCore> ShardLoop<C> {
         let registry = parts.poll.registry();
         registry.register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)?;
         let sockets = watched(&parts);
-        for (index, watched) in sockets.iter().enumerate() {
+        for (index, watched) in sockets.iter().enumerate().filter(|(_, watched)| watched.fd >= 0) {
             registry.register(&mut SourceFd(&watched.fd), Token(FIRST_SOCKET + index), Interest::READABLE)?;
         }
         Ok(ShardLoop {
@@ -178,6 +203,7 @@ impl<C: ShardCore> ShardLoop<C> {
             timer,
             armed: Nanos::MAX,
             suspects: NodeSet::EMPTY,
+            held: Held::default(),
             joined: vec![None; parts.outgoing.links.len()],
             heard: NodeSet::EMPTY,
             to_wake: vec![false; parts.rings.len()],
@@ -194,6 +220,7 @@ impl<C: ShardCore> ShardLoop<C> {
     /// From `epoll_wait(2)` and `timerfd_settime(2)`: the loop cannot go on.
     pub fn run(mut self) -> io::Result<serde_json::Value> {
         let mut events = Events::with_capacity(256);
+        self.arm(sys_time::now())?;
         while !self.parts.cells.stopping() {
             self.sleep(&mut events)?;
             let now = sys_time::now();
@@ -234,6 +261,7 @@ impl<C: ShardCore> ShardLoop<C> {
     /// One turn of the contract.
     fn turn(&mut self, now: Now) -> io::Result<()> {
         self.join(now);
+        self.follow_map(now)?;
         self.receive(now);
         self.take_handed(now);
         self.wake_others();
@@ -247,7 +275,9 @@ impl<C: ShardCore> ShardLoop<C> {
             self.core.on_timeout(now);
         }
         self.core.flush(now, &mut self.parts.outgoing);
-        let gone = self.parts.outgoing.send();
+        let core = &self.core;
+        // Between the beginning of the turn and now a lease may have run out.
+        let gone = self.parts.outgoing.send(|| core.may_release(sys_time::mono()));
         if gone > 0 {
             self.core.on_sent(now, gone);
         }
@@ -259,6 +289,7 @@ impl<C: ShardCore> ShardLoop<C> {
             self.parts.cells.wake_control();
         }
         self.watch_blocked()?;
+        self.publish(now);
         while let Ok(question) = self.parts.questions.try_recv() {
             let answer = match question.subject {
                 Subject::Status => self.report(),
@@ -345,7 +376,7 @@ impl<C: ShardCore> ShardLoop<C> {
     /// True if there may be more to read.
     fn receive_client(&mut self, now: Now, index: usize) -> bool {
         for _ in 0..CLIENT_BATCHES {
-            let client = &self.parts.outgoing.clients[index];
+            let Some(client) = &self.parts.outgoing.clients[index] else { return false };
             let local = client.local();
             let count = match client.recv(&mut self.client_batch) {
                 Ok(count) => count,
@@ -417,7 +448,9 @@ impl<C: ShardCore> ShardLoop<C> {
         for (index, watched) in self.sockets.iter_mut().enumerate() {
             let outgoing = &self.parts.outgoing;
             let blocked = match watched.socket {
-                Socket::Client(client) => outgoing.clients[client].blocked(),
+                Socket::Client(client) => {
+                    outgoing.clients[client].as_ref().is_some_and(ClientSocket::blocked)
+                }
                 Socket::Link(link) => outgoing.links[link].1.blocked(),
                 Socket::Fanout(fanout) => outgoing.fanouts[fanout].1.blocked(),
                 Socket::Listening(_) => false,
@@ -436,7 +469,7 @@ impl<C: ShardCore> ShardLoop<C> {
     /// Sets the timer for the next deadline. One that is set for earlier is left to fire: a turn with nothing to
     /// do is cheaper than a system call in each turn that moves the deadline.
     fn arm(&mut self, now: Now) -> io::Result<()> {
-        let deadline = self.core.next_timeout();
+        let deadline = self.core.next_timeout().min(self.held.next_timeout());
         if deadline < self.armed || self.armed <= now.mono {
             self.timer.arm(deadline)?;
             self.armed = deadline;
@@ -459,12 +492,12 @@ fn watched(parts: &ShardParts) -> Vec<Watched> {
     let links = outgoing.links.iter().enumerate().map(|(i, (_, link))| (Socket::Link(i), link.fd()));
     let fanouts = outgoing.fanouts.iter().enumerate().map(|(i, (_, link))| (Socket::Fanout(i), link.fd()));
     let listening = parts.listening.iter().enumerate().map(|(i, link)| (Socket::Listening(i), link.fd()));
-    let clients = outgoing.clients.iter().enumerate().map(|(i, client)| (Socket::Client(i), client.fd()));
+    let clients = (0..outgoing.clients.len()).map(|i| (Socket::Client(i), -1));
     links
         .chain(fanouts)
         .chain(listening)
         .chain(clients)
-        .map(|(socket, fd)| Watched { socket, fd, readable: true, wants_write: false })
+        .map(|(socket, fd)| Watched { socket, fd, readable: fd >= 0, wants_write: false })
         .collect()
 }
 

@@ -24,6 +24,8 @@ pub enum Sent {
     All,
     /// The socket's send buffer is full; the rest stays queued.
     Blocked,
+    /// The caller wanted no more to be sent; the rest stays queued.
+    Held,
     /// The message at the front was refused. It stays queued: send again to try it once more, or [`SendBatch::skip`] it.
     Refused(io::Error),
 }
@@ -130,7 +132,15 @@ impl SendBatch {
 
     /// Hands queued messages to the kernel until it has taken all, or takes no more.
     pub fn send(&mut self, socket: BorrowedFd<'_>) -> Sent {
+        self.send_while(socket, || true)
+    }
+
+    /// As [`SendBatch::send`], asking `go_on` before each system call.
+    pub fn send_while(&mut self, socket: BorrowedFd<'_>, go_on: impl Fn() -> bool) -> Sent {
         while !self.is_empty() {
+            if !go_on() {
+                return Sent::Held;
+            }
             let width = self.point();
             // SAFETY: sendmmsg(2): `headers` is an array of at least `width` headers, each pointing to one iovec
             // inside `bytes` and, where set, to a name and a control of the stated lengths, all owned by `self`

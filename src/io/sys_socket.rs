@@ -23,10 +23,25 @@ pub struct Buffers {
 /// # Errors
 /// `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and the like, from `bind(2)`.
 pub fn bind(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
+    bind_to(address, shared, false)
+}
+
+/// As [`bind`], also while no interface of this machine has `address` (`IP_FREEBIND`, `ip(7)`).
+///
+/// # Errors
+/// As [`bind`], but for `AddrNotAvailable`.
+pub fn bind_early(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
+    bind_to(address, shared, true)
+}
+
+fn bind_to(address: SocketAddr, shared: bool, early: bool) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
+        socket.set_freebind_v6(early)?;
+    } else {
+        socket.set_freebind_v4(early)?;
     }
     socket.set_reuse_port(shared)?;
     socket.bind(&address.into())?;
@@ -161,6 +176,15 @@ mod tests {
         assert_eq!(probe_free(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
         assert!(probe_free(address).is_ok());
+    }
+
+    #[test]
+    fn an_address_can_be_bound_before_this_machine_has_it() {
+        for address in ["192.0.2.1:7", "[2001:db8::1]:7"] {
+            let address = address.parse().unwrap();
+            assert_eq!(bind(address, true).unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
+            assert_eq!(bind_early(address, true).unwrap().local_addr().unwrap(), address);
+        }
     }
 
     #[test]

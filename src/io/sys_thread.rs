@@ -26,16 +26,22 @@ impl fmt::Display for Priority {
     }
 }
 
-/// Makes the calling thread as urgent as is allowed: real time, else nice -20, else as it was. Returns which.
+/// Makes the calling thread as urgent as is allowed: real time, else nice -20, else as it was. Returns which. What it
+/// starts is as usual again (`SCHED_RESET_ON_FORK`, `sched(7)`).
 pub fn make_urgent() -> Priority {
     /// The lowest real-time priority: above every ordinary thread, below whatever the operator made more urgent.
     const LEVEL: libc::c_int = 1;
     let parameter = libc::sched_param { sched_priority: LEVEL };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     // SAFETY: sched_setscheduler(2) reads one sched_param, live and of that type; pid 0 is the calling thread.
-    let status = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
+    let status = unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
     if status == 0 {
         return Priority::Realtime(LEVEL);
     }
+    let usual = libc::sched_param { sched_priority: 0 };
+    let policy = libc::SCHED_OTHER | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: as above. Refusal only means that what this thread starts is as nice as it is.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const usual) };
     match set_nice(-20) {
         Ok(()) => Priority::Nice(-20),
         Err(_) => Priority::Usual,
@@ -133,7 +139,11 @@ mod tests {
             let priority = make_urgent();
             // SAFETY: sched_getscheduler(2) takes no pointers; pid 0 is the calling thread.
             let policy = unsafe { libc::sched_getscheduler(0) };
-            assert_eq!(policy == libc::SCHED_FIFO, matches!(priority, Priority::Realtime(_)));
+            let realtime = policy & !libc::SCHED_RESET_ON_FORK == libc::SCHED_FIFO;
+            assert_eq!(realtime, matches!(priority, Priority::Realtime(_)));
+            // SAFETY: as above.
+            let inherited = std::thread::spawn(|| unsafe { libc::sched_getscheduler(0) }).join().unwrap();
+            assert_eq!(inherited, libc::SCHED_OTHER);
         })
         .join()
         .unwrap();

@@ -16,6 +16,8 @@ pub struct Tally {
     pub handed_over: u64,
     /// Times a client socket's send buffer was full.
     pub client_blocked: u64,
+    /// Times replies were held back because the lease was over.
+    pub client_held: u64,
     /// Sealed datagrams received from nodes and tools, good or bad.
     pub peer_received: u64,
     /// Sealed datagrams queued for other nodes.
@@ -53,6 +55,8 @@ pub struct Dropped {
     pub client_no_endpoint: u64,
     /// To a client: over the bound of the send queue.
     pub client_queue_full: u64,
+    /// To a client: its service address was lost before the reply could leave.
+    pub client_address_lost: u64,
     /// To a client: refused by the kernel (no route, firewall, too long).
     pub client_send_failed: u64,
     /// To a node: over the bound of the send queue.

@@ -5,13 +5,18 @@
 //! | 0 | version | [`VERSION`] of the sender; versions one apart interoperate |
 //! | 1 | kind | [`Kind`]: who the plaintext is for |
 //! | 2..4 | from | the sending node, or [`OPERATOR_TOOL`] |
-//! | 4..6 | channel | the sending thread: 0 is control, 1 + n is shard n |
+//! | 4..6 | channel | the sending thread: 0 is control, 1 + n is shard n, [`SUPERVISOR`] is the node's supervisor |
 //! | 6..10 | dst_boot | [`destination`] of the receiver's boot as the sender knows it, 0: any |
 //! | 10..18 | boot | the sender's boot |
 //! | 18..26 | counter | 1, 2, 3... within (node, boot, channel) |
 //! | 26.. | frames | AES-128-GCM ciphertext, then its 16-byte tag; the header is the associated data |
 //!
 //! Integers are little endian.
+//!
+//! A supervisor speaks only for a life that is over, and bears that life's boot: its datagrams are a channel of that
+//! life like those of its threads, with counters and a replay window of their own. So they share no nonce with an
+//! engine. They open only where that life was heard: an engine that could not start must not make anybody deaf to the
+//! one that runs.
 
 use crate::types::{Boot, NodeId};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -33,6 +38,9 @@ pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 
 /// The id under which the operator's tools (`tandem status`) speak: no node of the cluster has it.
 pub const OPERATOR_TOOL: NodeId = NodeId(NodeId::MAX);
+
+/// The channel of a node's supervisor; shards are numbered far below it.
+pub const SUPERVISOR: u16 = u16::MAX;
 
 /// Who a datagram's plaintext is for.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
@@ -79,6 +87,9 @@ pub enum OpenError {
     /// From a life of the sender that a later one has followed.
     #[error("from an earlier life of its sender")]
     OldBoot,
+    /// From a supervisor, about a life that was never heard.
+    #[error("about a life of its sender that was never heard")]
+    UnknownLife,
     /// Seen before, or so late that it cannot be told.
     #[error("seen before, or too late to tell")]
     Replayed,
@@ -89,13 +100,14 @@ pub enum OpenError {
 
 impl OpenError {
     /// Every reason, in the order of their numbers: `ALL[e as usize] == e`, so counters can be an array.
-    pub const ALL: [OpenError; 8] = [
+    pub const ALL: [OpenError; 9] = [
         OpenError::Short,
         OpenError::Version,
         OpenError::Kind,
         OpenError::UnknownNode,
         OpenError::WrongDestination,
         OpenError::OldBoot,
+        OpenError::UnknownLife,
         OpenError::Replayed,
         OpenError::Forged,
     ];
@@ -109,6 +121,7 @@ impl OpenError {
             OpenError::UnknownNode => "unknown_node",
             OpenError::WrongDestination => "wrong_destination",
             OpenError::OldBoot => "old_boot",
+            OpenError::UnknownLife => "unknown_life",
             OpenError::Replayed => "replayed",
             OpenError::Forged => "forged",
         }

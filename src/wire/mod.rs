@@ -6,6 +6,7 @@
 pub mod beat;
 pub mod datagram;
 pub mod echo;
+pub mod exit;
 pub mod frame;
 pub mod record;
 pub mod replay_window;

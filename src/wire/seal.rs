@@ -17,7 +17,7 @@
 //! queries and multicast may use it, and what they carry must bear being repeated.
 
 use super::datagram::{
-    Fields, HEADER_LEN, Kind, OPERATOR_TOOL, OVERHEAD, OpenError, TAG_LEN, VERSION, destination,
+    Fields, HEADER_LEN, Kind, OPERATOR_TOOL, OVERHEAD, OpenError, SUPERVISOR, TAG_LEN, VERSION, destination,
 };
 use super::replay_window::ReplayWindow;
 use crate::types::{Boot, NodeId, NodeSet};
@@ -158,7 +158,8 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// For the thread `channel` (0: control, 1 + n: shard n) of this life of `node`.
+    /// For the thread `channel` (0: control, 1 + n: shard n) of this life of `node`, or for the supervisor that tells
+    /// of that life's end ([`SUPERVISOR`](super::datagram::SUPERVISOR)).
     pub fn new(cluster: &ClusterKey, node: NodeId, boot: Boot, channel: u16) -> Sealer {
         let key = cluster.datagram_key(node, boot, channel, 0);
         Sealer { cluster: cluster.clone(), node, boot, channel, counter: 0, epoch: 0, key }
@@ -213,7 +214,7 @@ pub struct Opened<'a> {
     pub version: u8,
     /// Who the plaintext is for.
     pub kind: Kind,
-    /// The sending thread: 0 is control, 1 + n is shard n.
+    /// The sending thread: 0 is control, 1 + n is shard n; or [`SUPERVISOR`](super::datagram::SUPERVISOR).
     pub channel: u16,
     /// Which life of this node the sender meant; 0 if it did not know.
     pub dst_boot: u32,
@@ -278,6 +279,9 @@ impl Opener {
         let lanes = &mut self.lanes[usize::from(from.0)];
         if from != OPERATOR_TOOL && lanes.iter().any(|lane| lane.boot > boot) {
             return Err(OpenError::OldBoot);
+        }
+        if channel == SUPERVISOR && lanes.iter().all(|lane| lane.boot != boot) {
+            return Err(OpenError::UnknownLife);
         }
         let known = lanes.iter().position(|lane| lane.boot == boot && lane.channel == channel);
         if counter == 0 || known.is_some_and(|i| !lanes[i].window.is_fresh(counter)) {
@@ -426,6 +430,33 @@ mod tests {
         assert_eq!(error(&mut opener, &sealed(&mut first, 0, b"3")), Some(OpenError::OldBoot));
         let mut other_thread = Sealer::new(&key(), A, Boot(5), 0);
         assert_eq!(error(&mut opener, &sealed(&mut other_thread, 0, b"4")), Some(OpenError::OldBoot));
+    }
+
+    #[test]
+    fn a_supervisor_tells_of_the_life_that_is_over_and_of_no_other() {
+        let mut opener = opener();
+        let (mut engine, mut next) = (sealer(5), sealer(6));
+        let mut supervisor = Sealer::new(&key(), A, Boot(5), SUPERVISOR);
+        assert_eq!(error(&mut opener, &sealed(&mut engine, 0, b"1")), None);
+        let notice = sealed(&mut supervisor, 0, b"over");
+        assert_ne!(
+            notice[HEADER_LEN..],
+            sealed(&mut sealer(5), 0, b"over")[HEADER_LEN..],
+            "a key of its own"
+        );
+        assert_eq!(error(&mut opener, &notice), None);
+        assert_eq!(error(&mut opener, &notice), Some(OpenError::Replayed));
+        assert_eq!(
+            error(&mut opener, &sealed(&mut engine, 0, b"2")),
+            None,
+            "what was on its way still opens"
+        );
+        assert_eq!(error(&mut opener, &sealed(&mut next, 0, b"1")), None, "nor is the next life kept out");
+        assert_eq!(error(&mut opener, &sealed(&mut supervisor, 0, b"over")), Some(OpenError::OldBoot));
+        let mut not_started = Sealer::new(&key(), A, Boot(7), SUPERVISOR);
+        let notice = sealed(&mut not_started, 0, b"over");
+        assert_eq!(error(&mut opener, &notice), Some(OpenError::UnknownLife));
+        assert_eq!(error(&mut opener, &sealed(&mut next, 0, b"2")), None, "the one that runs is still heard");
     }
 
     #[test]

@@ -15,11 +15,16 @@ use tandem::wire::seal::ClusterKey;
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) id: u16,
-    /// The process that holds its state.
+    /// Its supervisor.
     pub(crate) pid: u32,
-    /// The process that was started; the same for a node of one process.
-    pub(crate) supervisor: u32,
     pub(crate) control: SocketAddr,
+}
+
+impl Node {
+    /// Its engine's process.
+    pub(crate) fn engine(&self) -> u32 {
+        super::children(self.pid).first().copied().unwrap_or_else(|| panic!("node {} has no engine", self.id))
+    }
 }
 
 /// Nodes that answer questions under one key.
@@ -36,19 +41,19 @@ impl Nodes {
         self.nodes.iter().find(|node| node.id == id).unwrap()
     }
 
-    /// Sends a signal to the process that holds a node's state.
+    /// Sends a signal to a node's engine; SIGTERM goes to its supervisor, as an operator sends it.
     pub(crate) fn signal(&self, id: u16, what: Signal) {
-        signal(self.node(id).pid, what).unwrap();
+        let node = self.node(id);
+        signal(if what == Signal::Terminate { node.pid } else { node.engine() }, what).unwrap();
     }
 
-    /// Kills a node as the death of its host does: both its processes, so that nobody is told.
-    pub(crate) fn kill_host(&self, id: u16) {
+    /// Kills a node as the death of its host does: supervisor and engine at once.
+    pub(crate) fn kill(&self, id: u16) {
         let node = self.node(id);
-        signal(node.supervisor, Signal::Kill).unwrap();
-        if node.pid != node.supervisor {
-            // It may have ended with its supervisor.
-            let _ = signal(node.pid, Signal::Kill);
-        }
+        let engine = node.engine();
+        signal(node.pid, Signal::Kill).unwrap();
+        // It ends with its supervisor, and may have done so.
+        let _ = signal(engine, Signal::Kill);
     }
 
     /// Asks until every shard has found the time to answer: on a busy machine it may have none for a while.
@@ -164,6 +169,8 @@ pub(crate) struct Local {
     pub(crate) process: Option<Process>,
     pub(crate) nodes: Nodes,
     pub(crate) service: SocketAddr,
+    /// The processes at the beginning, supervisors and engines.
+    processes: Vec<u32>,
     folder: Folder,
 }
 
@@ -193,18 +200,18 @@ impl Local {
         let said = std::fs::read_to_string(&said).unwrap();
         let row = |node: &Value| {
             let name = node["name"].as_str().unwrap();
-            assert!(node["host"].is_string(), "{described}");
+            assert!(node["host"].is_string() && node["engine_pid"].is_u64(), "{described}");
             let line = said.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
             let control = line.split_whitespace().last().unwrap().parse().unwrap();
-            let pid = |which: &str| node[which].as_u64().unwrap() as u32;
-            Node { id: name[1..].parse().unwrap(), pid: pid("engine_pid"), supervisor: pid("pid"), control }
+            Node { id: name[1..].parse().unwrap(), pid: node["pid"].as_u64().unwrap() as u32, control }
         };
-        let nodes = described["nodes"].as_array().unwrap().iter().map(row).collect();
+        let nodes: Vec<Node> = described["nodes"].as_array().unwrap().iter().map(row).collect();
+        let processes = nodes.iter().flat_map(|node| [node.pid, node.engine()]).collect();
         let service = described["service_addresses"][0].as_str().unwrap().parse().unwrap();
         let key = args.iter().position(|arg| *arg == "--cluster-key").map(|at| args[at + 1]);
         let key = key.map_or_else(ClusterKey::loopback, |key| ClusterKey::from_hex(key).unwrap());
         let nodes = Nodes { nodes, key };
-        Local { process: Some(process), nodes, service, folder }
+        Local { process: Some(process), nodes, service, processes, folder }
     }
 
     /// Presses Ctrl-C: SIGINT for the whole process group, as a terminal sends it. The cluster must end by
@@ -220,8 +227,7 @@ impl Local {
     }
 
     pub(crate) fn assert_all_gone(&self) {
-        let process = |node: &Node| super::lives(node.pid) || super::lives(node.supervisor);
-        let lives = || self.nodes.nodes.iter().filter(|node| process(node)).collect::<Vec<_>>();
+        let lives = || self.processes.iter().filter(|pid| super::lives(**pid)).collect::<Vec<_>>();
         until(Duration::from_secs(5), || lives().is_empty());
         assert!(lives().is_empty(), "left over: {:?}", lives());
     }
@@ -231,8 +237,8 @@ impl Drop for Local {
     fn drop(&mut self) {
         drop(self.process.take());
         // Nodes end with their `tandem local`, but for one that a failed test has left frozen.
-        for node in self.nodes.nodes.iter().filter(|node| super::lives(node.pid)) {
-            let _ = signal(node.pid, Signal::Kill);
+        for pid in self.processes.iter().filter(|pid| super::lives(**pid)) {
+            let _ = signal(*pid, Signal::Kill);
         }
     }
 }

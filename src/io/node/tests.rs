@@ -21,7 +21,7 @@ impl Cluster {
             (1..=3).map(|id| format!("{id}@host{}={net}.{id}:7100", id.min(2))).collect();
         let fixed = [
             ("NODES", nodes.join(",")),
-            ("SERVICE", format!("{net}.100:5060,{net}.101:5060")),
+            ("SERVICE", format!("{net}.100:5060,{net}.100:5061")),
             ("SLOTS", "32".to_owned()),
             ("SHARDS", "2".to_owned()),
             ("PIN", "off".to_owned()),
@@ -41,7 +41,7 @@ impl Cluster {
     }
 
     fn start(&self, node: u16) -> RunningNode {
-        RunningNode::start(&self.settings(node)).unwrap()
+        RunningNode::start(&self.settings(node), Life::now()).unwrap()
     }
 
     fn ask(&self, node: u16, question: &str) -> Value {
@@ -63,9 +63,15 @@ impl Cluster {
         slots.map(|slot| (slot[0].as_u64().unwrap(), slot.to_string())).collect()
     }
 
-    fn client(&self, endpoint: u8) -> UdpSocket {
+    fn wait_served(&self) {
+        let endpoints = self.settings(1).service;
+        let bound = |endpoint: &SocketAddr| sys_socket::probe_free(*endpoint).is_err();
+        wait_until("the service endpoints are bound", || endpoints.iter().all(bound));
+    }
+
+    fn client(&self, port: u16) -> UdpSocket {
         let client = UdpSocket::bind(format!("{}.200:0", self.net)).unwrap();
-        client.connect(format!("{}.{endpoint}:5060", self.net)).unwrap();
+        client.connect(format!("{}.100:{port}", self.net)).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         client
     }
@@ -101,7 +107,8 @@ fn echo_through_the_death_of_a_member(test: u8, more: &[(&'static str, &str)]) {
     let cluster = Cluster::new(test, more);
     let [one, two, three] = [1, 2, 3].map(|id| cluster.start(id));
     cluster.wait_joined(&[1, 2, 3]);
-    let clients: Vec<UdpSocket> = (0..20).map(|n| cluster.client(100 + n % 2)).collect();
+    cluster.wait_served();
+    let clients: Vec<UdpSocket> = (0..20).map(|n| cluster.client(5_060 + n % 2)).collect();
     talk(&clients, 0..50);
     wait_until("the digests agree", || {
         let first = cluster.places(1);
@@ -149,7 +156,7 @@ fn nodes_with_another_key_or_other_settings_do_not_join() {
     other.pairs.push(("CLUSTER_KEY", "ab".repeat(32)));
     let mut stranger = cluster.settings(3);
     stranger.cluster_key = Some(crate::wire::seal::ClusterKey::from_bytes(&[9; 32]).unwrap());
-    let three = RunningNode::start(&stranger).unwrap();
+    let three = RunningNode::start(&stranger, Life::now()).unwrap();
     wait_until("the first names the setting", || {
         let status = cluster.ask(1, STATUS);
         let refused = status["control"]["peers"][0]["refused"].to_string();
@@ -165,23 +172,27 @@ fn what_keeps_a_node_from_starting_is_said_with_the_setting() {
     let cluster = Cluster::new(4, &[]);
     let taken = |address: &str, setting: &str| {
         let socket = UdpSocket::bind(format!("{}.{address}", cluster.net)).unwrap();
-        let error = RunningNode::start(&cluster.settings(1)).err().unwrap().to_string();
+        let error = RunningNode::start(&cluster.settings(1), Life::now()).err().unwrap().to_string();
         drop(socket);
         assert!(error.contains(&format!("{}.{address}", cluster.net)), "{error}");
         assert!(error.contains("is in use") && error.contains(setting), "{error}");
     };
     taken("1:7100", "TANDEM_NODES");
     taken("1:7102", "TANDEM_NODES");
-    taken("101:5060", "TANDEM_SERVICE");
 
     let node = cluster.start(1);
-    let error = RunningNode::start(&cluster.settings(1)).err().unwrap().to_string();
+    let error = RunningNode::start(&cluster.settings(1), Life::now()).err().unwrap().to_string();
     assert!(error.contains("is in use"), "{error}");
     drop(node.stop());
 
-    let elsewhere = Cluster::new(4, &[("SERVICE", "192.0.2.1:5060"), ("CLUSTER_KEY", &"ab".repeat(32))]);
-    let error = RunningNode::start(&elsewhere.settings(1)).err().unwrap().to_string();
-    assert!(error.contains("192.0.2.1:5060 (service endpoint) is not an address of this machine"), "{error}");
+    // Alone on its machine, nobody else of its cluster can have it.
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let service = taken.local_addr().unwrap().to_string();
+    let nodes = format!("1@a={}.1:7100", cluster.net);
+    let pairs = [("NODES", nodes.as_str()), ("SERVICE", &service), ("SHARDS", "1")];
+    let error = RunningNode::start(&Settings::from_pairs(&pairs).unwrap(), Life::now()).err().unwrap();
+    let error = error.to_string();
+    assert!(error.contains(&service) && error.contains("TANDEM_SERVICE"), "{error}");
 }
 
 #[test]
@@ -189,7 +200,7 @@ fn a_thread_that_ends_by_itself_ends_the_node_and_is_named() {
     let poll = Poll::new().unwrap();
     let control = Waker::new(poll.registry(), WAKE).unwrap();
     let cells = Arc::new(NodeCells::new(Vec::new(), control));
-    let mut node = RunningNode { cells, threads: Vec::new(), ends: channel::unbounded() };
+    let mut node = RunningNode { cells, threads: Vec::new(), ends: channel::unbounded(), addresses: None };
     type Work = fn() -> io::Result<Value>;
     let works: [(&str, Work, &str); 2] = [
         ("shard-0", || panic!("on purpose"), "a panic"),
@@ -199,7 +210,7 @@ fn a_thread_that_ends_by_itself_ends_the_node_and_is_named() {
         node.add(name.to_owned(), work).unwrap();
         match node.ends.1.recv_timeout(Duration::from_secs(5)).unwrap() {
             End::Thread(who, reason) => assert!(who == name && reason.contains(expected), "{who}: {reason}"),
-            End::Signal => panic!("no signal was sent"),
+            _ => panic!("nobody asked it to end"),
         }
     }
     assert_eq!(node.stop(), Vec::<Value>::new());

@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::io::cells::ShardCell;
-use crate::io::client::ClientSocket;
 use crate::io::sys_socket::Buffers;
-use crate::types::Slot;
+use crate::proto::map::{MapAddress, MapNode, MapShape, NodeState};
+use crate::types::{HostId, Slot, Term};
 use crate::wire::seal::{ClusterKey, Sealer};
 use crossbeam::channel;
 use mio::Waker;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::thread::{self, JoinHandle};
 
 const SLOTS: u16 = 4;
@@ -26,6 +26,8 @@ struct Fake {
     heard: Vec<String>,
     timeouts: u32,
     suspects: NodeSet,
+    report: ShardReport,
+    lease: Nanos,
 }
 
 impl ShardCore for Fake {
@@ -47,6 +49,18 @@ impl ShardCore for Fake {
     }
     fn on_suspects(&mut self, _now: Now, suspects: NodeSet) {
         self.suspects = suspects;
+    }
+    fn on_map(&mut self, _now: Now, map: Arc<ClusterMap>) {
+        self.report.map = map.version;
+    }
+    fn on_lease(&mut self, _now: Now, until: Nanos) {
+        self.lease = until;
+    }
+    fn may_release(&self, now: Nanos) -> bool {
+        now < self.lease
+    }
+    fn report(&self) -> &ShardReport {
+        &self.report
     }
     fn on_timeout(&mut self, now: Now) {
         self.timeouts += 1;
@@ -75,6 +89,7 @@ impl ShardCore for Fake {
             "heard": self.heard,
             "timeouts": self.timeouts,
             "suspects": self.suspects.0,
+            "map": self.report.map,
         })
     }
 }
@@ -89,6 +104,8 @@ fn fake(shard: u16) -> Fake {
         heard: Vec::new(),
         timeouts: 0,
         suspects: NodeSet::EMPTY,
+        report: ShardReport::default(),
+        lease: Nanos::ZERO,
     }
 }
 
@@ -117,7 +134,6 @@ impl Node {
         let key = ClusterKey::loopback();
         let (mut asks, mut threads) = (Vec::new(), Vec::new());
         for (shard, (core, poll)) in cores.into_iter().zip(polls).enumerate() {
-            let clients = vec![ClientSocket::bind(LocalId(0), endpoint, BUFFERS).unwrap().0];
             let links: Vec<_> = link
                 .iter()
                 .map(|(peer, own, theirs)| (*peer, Link::connect(*own, *theirs, BUFFERS).unwrap().0))
@@ -127,11 +143,15 @@ impl Node {
             let (ask, questions) = channel::bounded(4);
             asks.push(ask);
             let parts = ShardParts {
+                node: NodeId(id),
+                boot: BOOT,
+                endpoints: vec![endpoint],
+                buffers: BUFFERS,
                 shard: shard as u16,
                 slots: SLOTS,
                 batch: 4,
                 poll,
-                outgoing: Outgoing::new(clients, links, Vec::new(), sealer, cells.clone()),
+                outgoing: Outgoing::new(1, links, Vec::new(), sealer, cells.clone()),
                 listening: Vec::new(),
                 opener: Opener::new(&key, NodeId(id), BOOT, peers),
                 cells: cells.clone(),
@@ -142,6 +162,22 @@ impl Node {
             threads.push(thread::spawn(move || shard_loop.run()));
         }
         Node { cells, asks, threads }
+    }
+
+    /// Gives the service address to a node by the map of this version, and this one a lease; waits until every shard
+    /// knows.
+    fn hold(&self, version: u32, owner: u16, lease: Nanos) {
+        self.cells.set_map(&map(version, owner));
+        self.cells.set_lease(sys_time::mono(), lease);
+        self.wait_until(|shard| shard.followed() == version);
+    }
+
+    fn wait_until(&self, done: impl Fn(&ShardCell) -> bool) {
+        let began = sys_time::mono();
+        while !self.cells.shards.iter().all(&done) {
+            assert!(sys_time::mono().since(began) < Nanos::from_secs(5), "not within five seconds");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn ask(&self, shard: usize) -> serde_json::Value {
@@ -157,6 +193,20 @@ impl Node {
     }
 }
 
+fn map(version: u32, owner: u16) -> Arc<ClusterMap> {
+    let node = |id| MapNode {
+        id: NodeId(id),
+        host: HostId(id),
+        boot: BOOT,
+        state: NodeState::Live,
+        witness: false,
+        birth: 0,
+    };
+    let shape = MapShape::new((SLOTS, 1), vec![node(1), node(2)], NodeId(1), vec![0], 2, 0).unwrap();
+    let address = MapAddress { owner: NodeId(owner), boot: BOOT, term: Term(version) };
+    Arc::new(ClusterMap { version, addresses: vec![address], ..shape.empty_map() })
+}
+
 fn free() -> SocketAddr {
     UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
@@ -165,6 +215,7 @@ fn free() -> SocketAddr {
 fn datagrams_reach_the_shard_of_their_slot_and_replies_come_back() {
     let endpoint = free();
     let node = Node::start(1, endpoint, None, vec![fake(0), fake(1)]);
+    node.hold(1, 1, Nanos::MAX);
     let clients: Vec<UdpSocket> = (0..8).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     for client in &clients {
         client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -240,4 +291,42 @@ fn the_pool_is_used_again_once_its_datagrams_are_gone() {
     assert!(again > 10, "{again} times at the place of the first");
     let kept: Vec<Bytes> = (0..1_000).map(|n| copy_into(&mut pool, &[n as u8; 999])).collect();
     assert!(kept.iter().enumerate().all(|(n, bytes)| bytes[..] == [n as u8; 999]));
+}
+
+#[test]
+fn endpoints_are_bound_and_closed_as_the_map_and_the_lease_have_it() {
+    let endpoint = free();
+    let node = Node::start(1, endpoint, None, vec![fake(0), fake(1)]);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let ask = || {
+        client.send_to(b"a!", endpoint).unwrap();
+        client.recv(&mut [0; 8]).is_ok()
+    };
+    assert!(!ask(), "nobody holds it");
+    node.cells.set_map(&map(1, 1));
+    assert!(!ask(), "no lease");
+    let stranger = UdpSocket::bind(endpoint).unwrap();
+    node.cells.set_lease(sys_time::mono(), Nanos::MAX);
+    thread::sleep(Duration::from_millis(20));
+    assert!(node.cells.shards.iter().all(|shard| shard.followed() == 0), "somebody has it");
+    drop(stranger);
+    node.hold(1, 1, Nanos::MAX);
+    assert!(ask());
+    // The lease ends: what came in waits, and leaves when there is one again.
+    node.cells.set_lease(sys_time::mono(), Nanos(1));
+    assert!(!ask());
+    node.cells.set_lease(sys_time::mono(), Nanos::MAX);
+    assert_eq!(client.recv(&mut [0; 8]).unwrap(), 3);
+    node.hold(2, 2, Nanos::MAX);
+    thread::sleep(Duration::from_nanos(held::LINGER.0) + Duration::from_millis(30));
+    assert!(!ask(), "another node holds it");
+    node.hold(3, 1, Nanos::MAX);
+    assert!(ask(), "it is back");
+    let mut seen = 0;
+    node.wait_until(|shard| shard.take_report(&mut 0).is_some_and(|report| report.map == 3));
+    assert!(node.cells.shards[0].take_report(&mut seen).is_some());
+    for report in node.stop() {
+        assert_eq!(report["engine"]["map"], 3);
+    }
 }
