@@ -17,7 +17,7 @@ use tandem::app::table::TableLimits;
 use tandem::app::{CallApp, Inbound};
 use tandem::engine::{Outbox, Shard, ShardConfig};
 use tandem::proto::Safeguards;
-use tandem::proto::fixed_map::{ClusterMap, MapNode};
+use tandem::proto::map::{MapNode, MapShape, NodeState};
 use tandem::types::{Boot, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
 
 const SLOTS: u16 = 4096;
@@ -59,18 +59,30 @@ struct Bench {
 
 impl Bench {
     fn new(nodes: u16, calls: u64) -> Bench {
-        let map_nodes = (1..=nodes).map(|n| MapNode { id: NodeId(n), host: HostId(n) }).collect();
-        let map =
-            ClusterMap::fixed(SLOTS, map_nodes, NodeId(1), 1, usize::from(nodes), 0).expect("a valid map");
-        let (map, now) =
-            (Arc::new(map), Now { mono: Nanos::from_secs(9), wall: Nanos::from_secs(1_700_000_000) });
+        let node = |n| MapNode {
+            id: NodeId(n),
+            host: HostId(n),
+            boot: Boot(0),
+            state: NodeState::Gone,
+            witness: false,
+            birth: 0,
+        };
+        let ids: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
+        let nodes_of_map = (1..=nodes).map(node).collect();
+        let shape = MapShape::new((SLOTS, 1), nodes_of_map, NodeId(1), vec![0], usize::from(nodes), 0);
+        let shape = shape.expect("a valid map");
+        let now = Now { mono: Nanos::from_secs(9), wall: Nanos::from_secs(1_700_000_000) };
         let shard = |n: u16| {
             let config = ShardConfig {
                 me: NodeId(n),
                 boot: Boot(1),
                 shard: 0,
                 shards: 1,
-                map: map.clone(),
+                nodes: ids.clone(),
+                map: Arc::new(shape.empty_map()),
+                blocked_after: Nanos::from_millis(15),
+                lossy_go: true,
+                resync_rate: 0,
                 datagram_room: 1430,
                 window: 16_384,
                 retain_bytes: 64 << 20,
@@ -85,8 +97,19 @@ impl Bench {
         let mut shards: Vec<_> = (1..=nodes).map(shard).collect();
         for shard in &mut shards {
             (1..=nodes).for_each(|peer| shard.on_join(now, NodeId(peer), Boot(1)));
+            shard.on_map(now, Arc::new(shape.first_map(|_| Boot(1))));
+            shard.on_lease(now, Nanos::MAX);
         }
-        Bench { shards, wire: Wire::default(), now, spent: [0; 4] }
+        let mut bench = Bench { shards, wire: Wire::default(), now, spent: [0; 4] };
+        // The owner asks the members what they hold: nothing.
+        bench.flush(1);
+        for _ in 0..3 {
+            for node in (2..=nodes).chain([1]) {
+                bench.deliver(node);
+            }
+        }
+        bench.spent = [0; 4];
+        bench
     }
 
     /// Runs one batch of packets, one for each call from `first` on, through every node.

@@ -207,7 +207,7 @@ impl Odd {
                 command.env(third.0, third.1);
             }
             let process = Process::start(&mut command);
-            nodes.push(Node { id, pid: process.pid(), supervisor: process.pid(), control: at(id) });
+            nodes.push(Node { id, pid: process.pid(), control: at(id) });
             processes.push(process);
         }
         let nodes = Nodes { nodes, key: ClusterKey::from_hex(KEY).unwrap() };

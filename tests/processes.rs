@@ -27,7 +27,7 @@ fn under_load(name: &str, args: &[&str], fault: impl FnOnce(&Local) -> Vec<u16>)
 fn kill_the_busiest_master(cluster: &Local) -> Vec<u16> {
     let (most, other) = cluster.nodes.masters(1);
     let before = cluster.nodes.engine(1, "master_changes");
-    cluster.nodes.kill_host(most);
+    cluster.nodes.kill(most);
     sleep(Duration::from_millis(300));
     assert!(cluster.nodes.engine(1, "master_changes") > before, "nothing was taken from node {most}");
     vec![1, other]
@@ -68,7 +68,7 @@ fn a_killed_slave_is_not_missed() {
         // Five nodes, three members a slot: of some slots the victim is a slave, of others it is nothing.
         under_load("slave killed, R=3 of 5", &["--nodes", "5"], |cluster| {
             let (_, fewest) = cluster.nodes.masters(1);
-            cluster.nodes.kill_host(fewest);
+            cluster.nodes.kill(fewest);
             vec![1]
         });
     });
@@ -86,12 +86,40 @@ fn frozen_nodes_wake_up_and_do_no_harm() {
 }
 
 #[test]
+fn the_state_of_a_cluster_is_told_by_any_node() {
+    sandboxed("the_state_of_a_cluster_is_told_by_any_node", &[], Otherwise::RunHere, || {
+        let cluster = Local::start(&["--nodes", "3", "--hosts", "2"]);
+        for node in &cluster.nodes.nodes {
+            let mut status = harness::tandem();
+            status.args(["status", "--json", "--at", &node.control.to_string()]);
+            let ended = harness::run(&mut status, Duration::from_secs(10));
+            assert!(ended.status.success(), "{ended:?}");
+            let told: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+            assert_eq!(told["answers"].as_array().unwrap().len(), 1, "{told}");
+            let me = told["nodes"].as_array().unwrap().iter().find(|n| n["id"] == node.id).unwrap();
+            assert_eq!((&me["state"], &me["answered"]), (&"live".into(), &true.into()), "{told}");
+        }
+        let all: Vec<String> = cluster.nodes.nodes.iter().map(|node| node.control.to_string()).collect();
+        let mut status = harness::tandem();
+        status.args(["status", "--at", &all.join(",")]);
+        let ended = harness::run(&mut status, Duration::from_secs(10));
+        assert!(ended.status.success(), "{ended:?}");
+        for line in
+            ["n1 ", "n2 ", "n3 ", "slots       4096: 4096 served, 0 recovering", "redundancy  every slot"]
+        {
+            assert!(ended.out.lines().any(|said| said.starts_with(line)), "{line} in {}", ended.out);
+        }
+        cluster.interrupt();
+    });
+}
+
+#[test]
 fn nothing_outlives_a_cluster() {
     sandboxed("nothing_outlives_a_cluster", &[], Otherwise::RunHere, || {
         let cluster = Local::start(&[]);
         // Frozen and killed nodes do not keep it from ending.
         cluster.nodes.signal(2, Signal::Stop);
-        cluster.nodes.kill_host(3);
+        cluster.nodes.kill(3);
         cluster.interrupt();
 
         // Only the parent is told.
@@ -113,7 +141,7 @@ fn nothing_outlives_a_cluster() {
         // A cluster that has lost all its nodes says so.
         let mut cluster = Local::start(&["--nodes", "2"]);
         for id in [1, 2] {
-            cluster.nodes.kill_host(id);
+            cluster.nodes.kill(id);
         }
         let ended = cluster.process.take().unwrap().finish(Duration::from_secs(5));
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");

@@ -66,6 +66,26 @@ fn settings_that_cannot_be() {
 }
 
 #[test]
+fn clusters_that_are_not_there() {
+    // A port that is free now: nobody listens.
+    let at = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let said = ["no node answers", &at, "--at"];
+    refused(&run(&mut command(&["status", "--at", &at], &[]), PATIENCE), 1, &said);
+    refused(&run(&mut command(&["status", "--json", "--at", &at], &[]), PATIENCE), 1, &said);
+    let nodes = format!("1@a={at}");
+    let named = [("TANDEM_NODES", nodes.as_str())];
+    refused(&run(&mut command(&["status"], &named), PATIENCE), 1, &said[..2]);
+    refused(&run(&mut command(&["drain"], &named), PATIENCE), 1, &["cannot ask it to leave", &at]);
+    refused(&run(&mut command(&["drain", "7"], &named), PATIENCE), 2, &["no node 7", "TANDEM_NODES"]);
+    refused(&run(&mut command(&["status", "--at", "nowhere"], &[]), PATIENCE), 2, &["nowhere"]);
+    let sample = samples()[0].display().to_string();
+    let twice = ["replay", &sample, "--target", &at, "--target", &at, "--expect-failovers", "1"];
+    refused(&run(&mut command(&twice, &[]), PATIENCE), 2, &["--expect-failovers", "--target"]);
+    let late = ["demo", "--duration", "5", "--kill-at", "9"];
+    refused(&run(&mut command(&late, &[]), PATIENCE), 2, &["--kill-at 9", "--duration 5"]);
+}
+
+#[test]
 fn addresses_that_cannot_be_had() {
     sandboxed("addresses_that_cannot_be_had", &[], Otherwise::RunHere, || {
         let taken = UdpSocket::bind("127.0.0.1:0").unwrap();

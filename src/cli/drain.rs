@@ -4,7 +4,7 @@ use super::config::SettingArgs;
 use super::status::{self, Picture, State};
 use super::{BadUsage, one_line};
 use crate::config::Settings;
-use crate::io::operator::{self, AskError};
+use crate::io::operator::{self, AskError, DRAIN};
 use crate::types::{Nanos, NodeId};
 use anyhow::{Context, bail};
 use clap::Args;
@@ -13,8 +13,6 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// The question that asks a node to leave; the answer is {"accepted": bool, "why": text}.
-const DRAIN: &str = "drain";
 /// How long a node may take to answer.
 const PATIENCE: Nanos = Nanos::from_secs(1);
 /// How often it is looked at again.

@@ -10,7 +10,7 @@
 //! as those that both list are the same: so a cluster can grow.
 //!
 //! **What is agreed** (the cluster map, leases, promises) is [`council`]'s. What its voter has to remember comes from
-//! [`Control::to_save`] and must be durable before [`Control::flush`] is called.
+//! [`Control::take_votes`] and must be durable before [`Control::flush`] is called.
 
 mod council;
 mod peer;
@@ -317,8 +317,8 @@ impl Control {
     }
 
     /// What must be durable before [`Control::flush`] is called; `None` if nothing has changed.
-    pub fn to_save(&mut self) -> Option<Vec<u8>> {
-        self.council.to_save()
+    pub fn take_votes(&mut self) -> Option<Vec<u8>> {
+        self.council.take_votes()
     }
 
     /// Whether an answer of a peer is awaited that decides something: worth another turn before the next beat.
@@ -465,7 +465,7 @@ impl Control {
     }
 
     /// What is agreed follows what was heard: call it each turn after [`Control::on_timeout`], whether that was due or
-    /// not, and before [`Control::to_save`].
+    /// not, and before [`Control::take_votes`].
     pub fn on_turn(&mut self, now: Now) {
         self.turned = now.mono;
         let tick = std::mem::take(&mut self.ticked);

@@ -74,10 +74,10 @@ pub trait ControlCore {
     fn map(&self) -> &Arc<ClusterMap>;
     /// Until when this node may release replies (monotonic); zero: no lease.
     fn lease_until(&self) -> Nanos;
-    /// What is agreed follows what was heard: once a turn, before [`ControlCore::to_save`].
+    /// What is agreed follows what was heard: once a turn, before [`ControlCore::take_votes`].
     fn on_turn(&mut self, now: Now);
     /// What must be durable before anything more is sent, if it has changed.
-    fn to_save(&mut self) -> Option<Vec<u8>>;
+    fn take_votes(&mut self) -> Option<Vec<u8>>;
     /// Something is being decided that an answer of a peer is needed for.
     fn is_busy(&self) -> bool;
     /// By the map this life of the node is over.
@@ -181,7 +181,7 @@ pub struct ControlParts {
     pub supervisor: Option<u32>,
     /// Follows which service addresses this node holds.
     pub holding: Holding,
-    /// Makes durable what [`ControlCore::to_save`] gives.
+    /// Makes durable what [`ControlCore::take_votes`] gives.
     pub save: Save,
     /// Where it is said, once, that the node is to end.
     pub ends: Box<dyn Fn(ControlEnd) + Send>,
@@ -305,7 +305,7 @@ impl<C: ControlCore> ControlLoop<C> {
             self.end(ControlEnd::CannotLeave(why));
         }
         self.core.on_turn(now);
-        if let Some(state) = self.core.to_save() {
+        if let Some(state) = self.core.take_votes() {
             (self.save)(&state)?;
         }
         self.core.flush(now, &mut self.beats);

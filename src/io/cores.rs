@@ -99,8 +99,8 @@ impl ControlCore for Control {
         self.on_turn(now);
     }
 
-    fn to_save(&mut self) -> Option<Vec<u8>> {
-        self.to_save()
+    fn take_votes(&mut self) -> Option<Vec<u8>> {
+        self.take_votes()
     }
 
     fn is_busy(&self) -> bool {

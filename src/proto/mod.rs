@@ -6,7 +6,6 @@
 mod awake;
 pub mod clock;
 pub mod detector;
-pub mod fixed_map;
 pub mod map;
 pub mod member;
 pub mod owner;

@@ -230,7 +230,8 @@ impl Steward {
         };
         let enough = holders().count() >= usize::from(shape.replicas)
             && hosts(&here.nodes) >= hosts(&shape.nodes).min(2);
-        if !all && !(enough && now.since(since) >= GRACE) {
+        let waited = now.since(since) >= GRACE;
+        if !(all || enough && waited) {
             return None;
         }
         let mut map = here.first_map(|node| boot(node).unwrap_or_default());

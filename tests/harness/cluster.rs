@@ -15,10 +15,8 @@ use tandem::wire::seal::ClusterKey;
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) id: u16,
-    /// The process that holds its state.
+    /// Its supervisor.
     pub(crate) pid: u32,
-    /// The process that was started; the same for a node of one process.
-    pub(crate) supervisor: u32,
     pub(crate) control: SocketAddr,
 }
 
@@ -43,21 +41,19 @@ impl Nodes {
         self.nodes.iter().find(|node| node.id == id).unwrap()
     }
 
-    /// Sends a signal to the process that holds a node's state.
+    /// Sends a signal to a node's engine; SIGTERM goes to its supervisor, as an operator sends it.
     pub(crate) fn signal(&self, id: u16, what: Signal) {
         let node = self.node(id);
-        // SIGTERM goes to the supervisor, as an operator sends it.
-        signal(if what == Signal::Terminate { node.supervisor } else { node.pid }, what).unwrap();
+        signal(if what == Signal::Terminate { node.pid } else { node.engine() }, what).unwrap();
     }
 
-    /// Kills a node as the death of its host does: both its processes, so that nobody is told.
-    pub(crate) fn kill_host(&self, id: u16) {
+    /// Kills a node as the death of its host does: supervisor and engine at once.
+    pub(crate) fn kill(&self, id: u16) {
         let node = self.node(id);
-        signal(node.supervisor, Signal::Kill).unwrap();
-        if node.pid != node.supervisor {
-            // It may have ended with its supervisor.
-            let _ = signal(node.pid, Signal::Kill);
-        }
+        let engine = node.engine();
+        signal(node.pid, Signal::Kill).unwrap();
+        // It ends with its supervisor, and may have done so.
+        let _ = signal(engine, Signal::Kill);
     }
 
     /// Asks until every shard has found the time to answer: on a busy machine it may have none for a while.
@@ -173,6 +169,8 @@ pub(crate) struct Local {
     pub(crate) process: Option<Process>,
     pub(crate) nodes: Nodes,
     pub(crate) service: SocketAddr,
+    /// The processes at the beginning, supervisors and engines.
+    processes: Vec<u32>,
     folder: Folder,
 }
 
@@ -202,18 +200,18 @@ impl Local {
         let said = std::fs::read_to_string(&said).unwrap();
         let row = |node: &Value| {
             let name = node["name"].as_str().unwrap();
-            assert!(node["host"].is_string(), "{described}");
+            assert!(node["host"].is_string() && node["engine_pid"].is_u64(), "{described}");
             let line = said.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
             let control = line.split_whitespace().last().unwrap().parse().unwrap();
-            let pid = |which: &str| node[which].as_u64().unwrap() as u32;
-            Node { id: name[1..].parse().unwrap(), pid: pid("engine_pid"), supervisor: pid("pid"), control }
+            Node { id: name[1..].parse().unwrap(), pid: node["pid"].as_u64().unwrap() as u32, control }
         };
         let nodes: Vec<Node> = described["nodes"].as_array().unwrap().iter().map(row).collect();
+        let processes = nodes.iter().flat_map(|node| [node.pid, node.engine()]).collect();
         let service = described["service_addresses"][0].as_str().unwrap().parse().unwrap();
         let key = args.iter().position(|arg| *arg == "--cluster-key").map(|at| args[at + 1]);
         let key = key.map_or_else(ClusterKey::loopback, |key| ClusterKey::from_hex(key).unwrap());
         let nodes = Nodes { nodes, key };
-        Local { process: Some(process), nodes, service, folder }
+        Local { process: Some(process), nodes, service, processes, folder }
     }
 
     /// Presses Ctrl-C: SIGINT for the whole process group, as a terminal sends it. The cluster must end by
@@ -229,8 +227,7 @@ impl Local {
     }
 
     pub(crate) fn assert_all_gone(&self) {
-        let process = |node: &Node| super::lives(node.pid) || super::lives(node.supervisor);
-        let lives = || self.nodes.nodes.iter().filter(|node| process(node)).collect::<Vec<_>>();
+        let lives = || self.processes.iter().filter(|pid| super::lives(**pid)).collect::<Vec<_>>();
         until(Duration::from_secs(5), || lives().is_empty());
         assert!(lives().is_empty(), "left over: {:?}", lives());
     }
@@ -240,9 +237,8 @@ impl Drop for Local {
     fn drop(&mut self) {
         drop(self.process.take());
         // Nodes end with their `tandem local`, but for one that a failed test has left frozen.
-        let processes = self.nodes.nodes.iter().flat_map(|node| [node.pid, node.supervisor]);
-        for pid in processes.filter(|pid| super::lives(*pid)) {
-            let _ = signal(pid, Signal::Kill);
+        for pid in self.processes.iter().filter(|pid| super::lives(**pid)) {
+            let _ = signal(*pid, Signal::Kill);
         }
     }
 }

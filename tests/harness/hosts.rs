@@ -170,7 +170,7 @@ impl Cluster {
             command.env("TANDEM_SHARDS", "1").env("TANDEM_PIN", "off");
             command.envs(settings.iter().map(|(name, value)| (format!("TANDEM_{name}"), value)));
             let process = Process::start(&mut command);
-            nodes.push(Node { id, pid: process.pid(), supervisor: process.pid(), control: at(id) });
+            nodes.push(Node { id, pid: process.pid(), control: at(id) });
             processes.push(process);
         }
         let nodes = Nodes { nodes, key: ClusterKey::from_hex(KEY).unwrap() };

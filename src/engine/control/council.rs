@@ -571,7 +571,7 @@ impl Council {
         std::mem::take(&mut self.letters)
     }
 
-    pub(super) fn to_save(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn take_votes(&mut self) -> Option<Vec<u8>> {
         let voter = self.voter.as_mut().filter(|voter| voter.is_dirty())?;
         let mut bytes = Vec::new();
         voter.save(&mut bytes);

@@ -117,7 +117,7 @@ impl Rig {
                     }
                 }
                 control.on_turn(now);
-                if let Some(votes) = control.to_save() {
+                if let Some(votes) = control.take_votes() {
                     self.votes[from] = Some(votes);
                 }
                 let mut written = Written::default();

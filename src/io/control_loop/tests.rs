@@ -67,7 +67,7 @@ impl ControlCore for Fake {
     }
     fn on_turn(&mut self, _now: Now) {}
 
-    fn to_save(&mut self) -> Option<Vec<u8>> {
+    fn take_votes(&mut self) -> Option<Vec<u8>> {
         self.unsaved.take()
     }
     fn is_busy(&self) -> bool {

@@ -1,3 +1,5 @@
+//! The member side alone: terms, promises, learning.
+
 use super::{Kept, Machine, Member, Refused, SnapshotHead};
 use crate::proto::Safeguards;
 use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Slot, Term};

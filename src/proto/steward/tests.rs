@@ -1,3 +1,5 @@
+//! A cluster as its leader sees it: what the steward makes of deaths, returns, drains and growth.
+
 use super::{Change, NodeReport, NodeView, Steward, StewardConfig};
 use crate::proto::map::{ClusterMap, GroupSet, MAX_MEMBERS, MAX_PAST, MapNode, MapShape, NodeState};
 use crate::types::{Boot, HostId, Nanos, NodeId};
