@@ -13,12 +13,14 @@
 //! [`Control::take_votes`] and must be durable before [`Control::flush`] is called.
 
 mod council;
+mod delegate;
 mod peer;
 
 #[cfg(test)]
 mod tests;
 
-pub use council::{CouncilConfig, Failover};
+pub use council::CouncilConfig;
+pub use delegate::Failover;
 
 use std::fmt;
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use crate::app::{CallApp, Inbound};
 use crate::proto::owner::follower::FrameSink;
 use crate::types::{CallKey, Endpoint, LocalId, Nanos, NodeId, Now, Ordinal, Slot, Term};
 use crate::wire::frame::{self, Frame};
+use crate::wire::record::ENTRY_HEADER_LEN;
 use std::collections::BTreeMap;
 
 /// Packets that may wait for recoveries, over all slots of a shard.
@@ -120,9 +121,18 @@ impl<A: CallApp> Shard<A> {
         key: CallKey,
         packet: &Inbound<'_>,
     ) -> Result<(), DropReason> {
+        // No more than can become entries at once.
+        if self.slots[index].waiting.len() as u64 >= self.config.window {
+            return Err(DropReason::WindowFull);
+        }
         if self.waiting >= MOST_WAITING {
             return Err(DropReason::Recovering);
         }
+        let bytes = packet.payload.len() + ENTRY_HEADER_LEN;
+        if self.retained + self.waiting_bytes + bytes > self.config.retain_bytes {
+            return Err(DropReason::RetainFull);
+        }
+        self.waiting_bytes += bytes;
         self.waiting += 1;
         let Inbound { source, local, payload } = *packet;
         self.slots[index].waiting.push_back(Waiting { key, source, local, payload: payload.to_vec() });
@@ -133,6 +143,7 @@ impl<A: CallApp> Shard<A> {
     pub(super) fn take_waiting(&mut self, now: Now, index: usize) {
         let waiting = std::mem::take(&mut self.slots[index].waiting);
         self.waiting -= waiting.len();
+        self.waiting_bytes -= waiting.iter().map(|w| w.payload.len() + ENTRY_HEADER_LEN).sum::<usize>();
         for Waiting { key, source, local, payload } in waiting {
             if let Err(reason) = self.append_packet(now, key, &Inbound { source, local, payload: &payload }) {
                 self.counts.drop(reason);
@@ -144,6 +155,7 @@ impl<A: CallApp> Shard<A> {
     pub(super) fn pass_on(&mut self, index: usize) {
         let waiting = std::mem::take(&mut self.slots[index].waiting);
         self.waiting -= waiting.len();
+        self.waiting_bytes -= waiting.iter().map(|w| w.payload.len() + ENTRY_HEADER_LEN).sum::<usize>();
         for Waiting { key, source, local, payload } in waiting {
             if let Err(reason) = self.forward(index, key, &Inbound { source, local, payload: &payload }) {
                 self.counts.drop(reason);

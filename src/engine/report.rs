@@ -81,6 +81,9 @@ impl<A: CallApp> Shard<A> {
             () => now.mono + LOOK_AT_REST,
         };
         self.standing.report = report;
+        if self.standing.is_learning() {
+            self.resync.wake(now.mono);
+        }
     }
 
     fn make_report(&self, now: Now) -> ShardReport {

@@ -69,6 +69,11 @@ impl Resync {
         self.look_at = Some(Nanos::ZERO);
     }
 
+    /// There is something to pull, or will be when the owners' Starts have come.
+    pub(super) fn wake(&mut self, now: Nanos) {
+        self.look_at.get_or_insert(now);
+    }
+
     /// When [`Shard::resync`] has something to do.
     pub(super) fn due(&self) -> Nanos {
         self.look_at.unwrap_or(Nanos::MAX)

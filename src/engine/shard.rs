@@ -154,6 +154,8 @@ pub struct Shard<A: CallApp> {
     pub(super) seal_round: u32,
     /// Packets that wait for a recovery, over all slots.
     pub(super) waiting: usize,
+    /// What they will take as entries, in bytes.
+    pub(super) waiting_bytes: usize,
     /// The newest logical time an owner said, and when that was here.
     pub(super) heard_time: Option<Now>,
     pub(super) delivering: Delivering,
@@ -195,6 +197,7 @@ impl<A: CallApp> Shard<A> {
             seal_at: Nanos::MAX,
             seal_round: 0,
             waiting: 0,
+            waiting_bytes: 0,
             heard_time: None,
             delivering: Delivering::default(),
             resync: Resync::default(),

@@ -304,11 +304,9 @@ impl World {
                 }
                 Input::Client { key, source, local, payload } => {
                     let packet = inbound(source, local, &payload);
+                    let slot = key.slot(self.scenario.layout.slots());
                     match shell.shard.on_client(now, key, &packet) {
-                        Ok(()) => {
-                            let slot = key.slot(self.scenario.layout.slots());
-                            self.checker.accepted(slot.0, key, &packet);
-                        }
+                        Ok(()) => self.checker.accepted(slot.0, key, &packet),
                         Err(reason) => {
                             self.coverage.refused += 1;
                             if self.now > HEALED + ENCORE_AFTER {

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use super::Peer;
+use super::delegate::Failover;
 use crate::engine::ShardReport;
 use crate::proto::map::{ClusterMap, GroupSet, MapShape, NodeState};
 use crate::proto::steward::{Change, NodeReport, NodeView, Steward, StewardConfig, drain_refused};
@@ -58,38 +59,6 @@ pub struct CouncilConfig {
     /// Whether addresses move by promises only, and leases are granted under the present map only: what a test switches
     /// off to see the checker notice.
     pub promises: bool,
-}
-
-/// What the council keeps for one peer, in its present life.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Delegate {
-    /// What it said last, and when.
-    report: Option<(Report, Vec<LostMember>, Nanos)>,
-    /// Our own clock's time in the newest beat of ours that it granted a lease on.
-    granted_us: Nanos,
-    /// When this node last granted it a lease.
-    granted_at: Nanos,
-    /// Since when it has owned something and said that it has no lease.
-    lapsed_since: Option<Nanos>,
-    /// When it was last sent a map.
-    map_sent: Nanos,
-}
-
-/// A service address that has moved.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Failover {
-    /// Its number.
-    pub address: usize,
-    /// From which node.
-    pub from: u16,
-    /// To which.
-    pub to: u16,
-    /// The new owner's term.
-    pub term: u32,
-    /// When this node heard of it, wall time in ms since 1970.
-    pub wall_ms: u64,
-    /// From the last sign of the old owner to the new map here, in us; for the new owner itself to its lease.
-    pub took_us: u64,
 }
 
 /// See the module's page.
@@ -576,28 +545,5 @@ impl Council {
         let mut bytes = Vec::new();
         voter.save(&mut bytes);
         Some(bytes)
-    }
-}
-
-impl Delegate {
-    /// The peer's report came with a beat that echoes ours of `echo_sent`, if it has heard one in this life of ours.
-    pub(super) fn on_report(
-        &mut self,
-        now: Nanos,
-        echo_sent: Option<Nanos>,
-        report: &Report,
-        lost: &[LostMember],
-    ) -> bool {
-        let news = self.report.as_ref().is_none_or(|(known, _, _)| known.map != report.map);
-        if let Some(sent) = echo_sent.filter(|_| report.flags.get() & GRANTS != 0) {
-            self.granted_us = self.granted_us.max(sent);
-        }
-        self.report = Some((*report, lost.to_vec(), now));
-        news
-    }
-
-    /// The map the peer knows.
-    pub(super) fn map(&self) -> u32 {
-        self.report.as_ref().map_or(0, |(report, _, _)| report.map.get())
     }
 }

@@ -1,6 +1,6 @@
 //! What the control keeps for one peer: how far the two have joined, and the round-trip time.
 
-use super::council::Delegate;
+use super::delegate::Delegate;
 use super::{ControlConfig, Disagreement, HELLO_EVERY, disagreement_frame};
 use crate::types::{Boot, Nanos, NodeId};
 use crate::wire::beat::{ACCEPTED, Beat, write_beat, write_hello, write_hello_refused};
