@@ -39,6 +39,8 @@ pub struct ShardReport {
 pub(super) struct Standing {
     report: ShardReport,
     look_at: Nanos,
+    /// Since when the past members of a group have been needed although the map knows better ones.
+    unconfirmed_since: Option<(u32, Nanos)>,
 }
 
 impl Standing {
@@ -67,7 +69,8 @@ impl<A: CallApp> Shard<A> {
         if self.standing.look_at > now.mono {
             return;
         }
-        let report = self.make_report(now);
+        let mut report = self.make_report(now);
+        self.note_unconfirmed(now, &mut report);
         let groups = &self.map.groups;
         let unsettled = groups.iter().any(|g| !g.past.is_empty() || !g.learners.is_empty());
         let trouble =
@@ -83,6 +86,27 @@ impl<A: CallApp> Shard<A> {
         self.standing.report = report;
         if self.standing.is_learning() {
             self.resync.wake(now.mono);
+        }
+    }
+
+    /// Groups whose present members do not take over from the past ones wait for a member, as those do that cannot
+    /// commit.
+    fn note_unconfirmed(&mut self, now: Now, report: &mut ShardReport) {
+        let groups = self.map.groups.iter().enumerate();
+        let stuck = groups.filter(|(at, g)| !g.past.is_empty() && !report.confirmed.contains(*at));
+        let stuck = stuck.fold(GroupSet::default(), |mut set, (at, _)| {
+            set.insert(at);
+            set
+        });
+        let owns = self.slots.iter().any(|slot| slot.owner.is_some());
+        if stuck == GroupSet::default() || !owns {
+            self.standing.unconfirmed_since = None;
+            return;
+        }
+        let same = self.standing.unconfirmed_since.filter(|(map, _)| *map == report.map);
+        let (_, since) = *self.standing.unconfirmed_since.insert(same.unwrap_or((report.map, now.mono)));
+        if now.mono.since(since) >= self.config.blocked_after {
+            report.blocked.0 |= stuck.0;
         }
     }
 

@@ -181,11 +181,23 @@ impl Keeper {
                     self.due.extend(ANNOUNCE_AT.map(|after| (now + after, address, Task::Announce)));
                     self.do_due(now);
                 }
-                Ok(None) => tracing::info!(%address, term = term.0, "service address is here already"),
+                Ok(None) => {
+                    tracing::info!(%address, term = term.0, "service address is here already");
+                    self.announce_where_it_is(address);
+                }
                 Err(error) => self.warn(address, "added to an interface", &error),
             }
         }
         self.tell("gained", address, term, COMMAND_WITHIN);
+    }
+
+    /// Clients may have sent to another node until now, although the address was configured here all the time.
+    fn announce_where_it_is(&self, address: IpAddr) {
+        let here = netlink::addresses().unwrap_or_default();
+        let Some(at) = here.iter().find(|at| at.address == address) else { return };
+        if let Err(error) = sys_announce::announce(address, at.interface) {
+            tracing::warn!(%address, %error, "service address cannot be announced");
+        }
     }
 
     /// Adds `address` to an interface; `None` if it is on one already.

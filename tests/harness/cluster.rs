@@ -89,6 +89,15 @@ impl Nodes {
             let met = until(Duration::from_secs(10), || self.met(node.id, others));
             assert!(met, "node {} has not met the others: {:?}", node.id, self.ask(node, STATUS));
         }
+        let serves = |node: &Node| {
+            let status = self.ask(node, STATUS).unwrap_or_default();
+            let lease = status["control"]["lease_left_us"].as_u64().unwrap_or(0);
+            lease > 0
+                && sum(&status, "engine", "slots_owned") > 0
+                && sum(&status, "engine", "slots_recovering") == 0
+        };
+        let served = until(Duration::from_secs(10), || self.nodes.iter().any(serves));
+        assert!(served, "nobody serves: {:?}", self.ask(&self.nodes[0], STATUS));
     }
 
     /// A figure of the shards' engines of a node, summed.

@@ -2,7 +2,7 @@
 //! the bridge. Faults are made at the bridge's ports, where no node can notice them otherwise than by what is missing.
 
 use super::cluster::{Node, Nodes};
-use super::{Process, free_of_settings, run, sh, tandem};
+use super::{Folder, Process, free_of_settings, run, sh, tandem};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -152,6 +152,7 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Nodes,
     pub(crate) service: SocketAddr,
     processes: Vec<Process>,
+    _folder: Folder,
 }
 
 impl Cluster {
@@ -161,6 +162,7 @@ impl Cluster {
         let list: Vec<_> = (1..=3).map(|id| format!("{id}@host{id}={}", at(id))).collect();
         let service = SocketAddr::new(family.address(100), SERVICE_PORT);
         let (mut processes, mut nodes) = (Vec::new(), Vec::new());
+        let folder = Folder::new();
         for id in 1..=3 {
             let mut command = Command::new("ip");
             free_of_settings(&mut command);
@@ -168,6 +170,7 @@ impl Cluster {
             command.env("TANDEM_NODE", id.to_string()).env("TANDEM_NODES", list.join(","));
             command.env("TANDEM_SERVICE", service.to_string()).env("TANDEM_CLUSTER_KEY", KEY);
             command.env("TANDEM_SHARDS", "1").env("TANDEM_PIN", "off");
+            command.env("TANDEM_DATA_DIR", folder.join("data")).env("TANDEM_RUN_DIR", folder.join("run"));
             command.envs(settings.iter().map(|(name, value)| (format!("TANDEM_{name}"), value)));
             let process = Process::start(&mut command);
             nodes.push(Node { id, pid: process.pid(), control: at(id) });
@@ -175,7 +178,7 @@ impl Cluster {
         }
         let nodes = Nodes { nodes, key: ClusterKey::from_hex(KEY).unwrap() };
         nodes.wait_until_met();
-        Cluster { nodes, service, processes }
+        Cluster { nodes, service, processes, _folder: folder }
     }
 
     /// Ends the nodes that live with SIGTERM: each must end with success, and no node may have panicked.

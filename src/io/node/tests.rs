@@ -19,6 +19,9 @@ impl Cluster {
         let net = format!("127.{}.{}", 64 + pid % 128, (pid / 128 + u32::from(test) * 37) % 256);
         let nodes: Vec<String> =
             (1..=3).map(|id| format!("{id}@host{}={net}.{id}:7100", id.min(2))).collect();
+        let folder = std::env::temp_dir().join(format!("tandem-node-test-{pid}-{test}"));
+        // What an earlier test of the same name has left.
+        let _ = std::fs::remove_dir_all(&folder);
         let fixed = [
             ("NODES", nodes.join(",")),
             ("SERVICE", format!("{net}.100:5060,{net}.100:5061")),
@@ -28,6 +31,8 @@ impl Cluster {
             ("DIGEST_EVERY", "8".to_owned()),
             ("RCVBUF", "256K".to_owned()),
             ("SNDBUF", "256K".to_owned()),
+            ("DATA_DIR", folder.join("data").to_string_lossy().into_owned()),
+            ("RUN_DIR", folder.join("run").to_string_lossy().into_owned()),
         ];
         let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
         Cluster { net, pairs: fixed.into_iter().chain(more).collect() }
