@@ -208,25 +208,22 @@ impl Control {
 
     /// The opened plaintext of a control datagram. Its beat is the sign of life: a later one may have overtaken it.
     pub fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
-        let Some(at) = self.peers.iter().position(|peer| peer.node == from) else {
+        let at = self.peers.iter().position(|peer| peer.node == from);
+        let Some(at) = at.filter(|at| self.meet(*at, boot)) else {
             self.counters.stale += 1;
             return;
         };
-        if !self.meet(at, boot) {
-            self.counters.stale += 1;
-            return;
-        }
-        // When this node sent the beat that this datagram's beat echoes.
-        let mut echoed = None;
+        // When this node sent the beat that is echoed here; and whether the peer's is new, and so its report.
+        let (mut echoed, mut newest) = (None, false);
         for frame in ControlFrames::new(plaintext) {
             match frame {
                 Ok(ControlFrame::Beat(beat, stalls)) => {
                     let limit = self.detector.limit(from).unwrap_or(Nanos::MAX);
                     let peer = &mut self.peers[at];
                     let was_deaf = peer.deaf;
-                    echoed =
-                        (beat.echo_boot.get() == self.config.boot.0).then(|| Nanos(beat.echo_sent.get()));
-                    peer.on_beat(now.mono, self.config.boot, limit, beat);
+                    let to_us = beat.echo_boot.get() == self.config.boot.0;
+                    echoed = to_us.then(|| Nanos(beat.echo_sent.get()));
+                    newest = peer.on_beat(now.mono, self.config.boot, limit, beat);
                     self.counters.deaf += u64::from(peer.deaf && !was_deaf);
                     self.deaf_changes += u64::from(peer.deaf != was_deaf);
                     let joins = peer.judged_as(beat.settings.get(), self.config.settings_hash);
@@ -243,6 +240,7 @@ impl Control {
                 }
                 Ok(ControlFrame::Hello(hello)) => self.on_hello(at, boot, hello),
                 Ok(ControlFrame::HelloRefused(refused)) => self.on_hello_refused(at, refused),
+                Ok(ControlFrame::Report(..)) if !newest => self.counters.stale += 1,
                 Ok(frame) if self.peers[at].joined => self.on_council(now, at, echoed, frame),
                 Ok(_) => self.counters.stale += 1,
                 Err(_) => self.counters.malformed += 1,

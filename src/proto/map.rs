@@ -336,7 +336,10 @@ impl ClusterMap {
 
     /// Whether the map can be used with this shape without an index out of range: checked for maps of other nodes.
     pub fn fits(&self, shape: &MapShape) -> bool {
-        let known = |m: &MapMember| shape.nodes.iter().any(|n| n.id == m.node);
+        // Not the shape's nodes: a cluster grows by some that this node has not been told of.
+        let known = |m: &MapMember| self.node(m.node).is_some();
+        let ascending = self.nodes.windows(2).all(|pair| pair[0].id < pair[1].id);
+        let valid = |n: &MapNode| (1..=NodeId::MAX).contains(&n.id.0);
         let group = |g: &Group| {
             g.past.len() <= MAX_PAST
                 && g.configurations().chain([g.learners.as_slice()]).all(|set| {
@@ -349,7 +352,8 @@ impl ClusterMap {
             && self.endpoints == shape.endpoints
             && self.addresses.len() == shape.addresses()
             && self.groups.len() == shape.groups()
-            && self.nodes.len() <= usize::from(NodeId::MAX)
+            && ascending
+            && self.nodes.iter().all(valid)
             && self.groups.iter().all(group)
     }
 }

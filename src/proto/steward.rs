@@ -103,6 +103,8 @@ pub enum Change {
     Confirmed(usize),
     /// So many groups begin anew: all who held them have died.
     Lossy(usize),
+    /// Nothing but the version: voters that had promised to renew the lease of this node no more may do so again.
+    Freed(NodeId),
 }
 
 impl fmt::Display for Change {
@@ -118,6 +120,7 @@ impl fmt::Display for Change {
             Change::Dropped(node, groups, why) => write!(f, "{node} is no member of {groups} groups: {why}"),
             Change::Learns(node, groups) => write!(f, "{node} learns {groups} groups"),
             Change::Promoted(node, groups) => write!(f, "{node} is a member of {groups} more groups"),
+            Change::Freed(node) => write!(f, "{node} is heard again, and may have its lease from all voters"),
             Change::Confirmed(groups) => write!(f, "{groups} groups have settled"),
             Change::Lossy(groups) => {
                 write!(f, "LOSSY: all members of {groups} groups have died, they begin anew")
@@ -248,7 +251,7 @@ impl Steward {
     /// Whose life has ended, and who is new.
     fn lives(&self, draft: &mut Draft<'_>) {
         for view in draft.views {
-            let Some(at) = draft.next.nodes.iter().position(|n| n.id == view.node) else { continue };
+            let Some(at) = self.place(&mut draft.next, view.node) else { continue };
             let node = &mut draft.next.nodes[at];
             let newer = view.heard_boot.filter(|boot| *boot > node.boot);
             let exited = view.exited.is_some_and(|boot| boot >= node.boot);
@@ -279,6 +282,16 @@ impl Steward {
         let levels = draft.next.nodes.iter().filter(|n| n.state != NodeState::Gone);
         let level = levels.map(|n| draft.report(n.id).map_or(0, |r| r.app_level)).min().unwrap_or(0);
         draft.next.app_level = draft.next.app_level.max(level);
+    }
+
+    /// Where a node is in the map: one that the cluster has grown by is taken in.
+    fn place(&self, map: &mut ClusterMap, node: NodeId) -> Option<usize> {
+        let at = map.nodes.partition_point(|n| n.id < node);
+        if map.nodes.get(at).is_none_or(|n| n.id != node) {
+            let known = self.config.shape.nodes.iter().find(|n| n.id == node)?;
+            map.nodes.insert(at, known.clone());
+        }
+        Some(at)
     }
 
     /// Which service addresses move.

@@ -71,6 +71,11 @@ pub enum VoterError {
     /// They are another node's.
     #[error("what the voter saved is of node {0}, not of this one")]
     OtherNode(u16),
+    /// The map in it is no map of this cluster.
+    #[error(
+        "the cluster map that the voter saved was made with other settings: TANDEM_SLOTS, TANDEM_SHARDS, TANDEM_COMMIT and the number of service endpoints and addresses in TANDEM_SERVICE do not change while a cluster lives; set them as they were, or stop all nodes and begin anew: another TANDEM_CLUSTER, or another TANDEM_DATA_DIR on every voter"
+    )]
+    OtherSettings,
     /// The voters were others then.
     #[error("TANDEM_VOTERS was {stored} when the voters first met, and is {given} now: they never change")]
     OtherVoters {
@@ -344,16 +349,22 @@ impl Voter {
 
     /// The newest map decided, if it is newer than at the last call.
     pub fn take_decided(&mut self) -> Option<ClusterMap> {
-        let newest = self.shelf.held().newest()?;
-        (newest.version > self.taken).then(|| {
-            self.taken = newest.version;
-            newest
-        })
+        let held = self.shelf.held();
+        if held.newest_version() <= self.taken {
+            return None;
+        }
+        self.taken = held.newest_version();
+        held.newest()
+    }
+
+    /// Whether all maps that it has accepted, decided or not, are as they should be.
+    pub fn holds_only(&self, good: impl Fn(&ClusterMap) -> bool) -> bool {
+        self.shelf.held().maps().all(good)
     }
 
     /// The version of the newest map decided, taken or not.
     pub fn newest_version(&self) -> u32 {
-        self.shelf.held().newest().map_or(0, |map| map.version)
+        self.shelf.held().newest_version()
     }
 
     /// The voter that leads, as far as this one knows.

@@ -84,6 +84,8 @@ pub(super) struct Council {
     pub(super) draining: bool,
     stopped_at: Option<Nanos>,
     lost: Vec<LostMember>,
+    /// Since when a promise holds back an owner that is there, and how often that was mended.
+    held_back: (Option<Nanos>, u32),
     pub(super) changes: Vec<Change>,
     pub(super) failovers: Vec<Failover>,
     letters: Vec<(NodeId, Vec<u8>)>,
@@ -140,13 +142,18 @@ impl Council {
             draining: false,
             stopped_at: None,
             lost: Vec::new(),
+            held_back: (None, 0),
             changes: Vec::new(),
             failovers: Vec::new(),
             letters: Vec::new(),
             config,
         };
         council.take_decided(Nanos::ZERO, Nanos::ZERO, &[]);
-        Ok(council)
+        let fits = |map: &ClusterMap| map.fits(&council.config.shape);
+        match &council.voter {
+            Some(voter) if !voter.holds_only(fits) => Err(VoterError::OtherSettings),
+            _ => Ok(council),
+        }
     }
 
     pub(super) fn map(&self) -> &Arc<ClusterMap> {
@@ -231,7 +238,7 @@ impl Council {
     }
 
     fn install(&mut self, now: Nanos, wall: Nanos, peers: &[Peer], map: ClusterMap) {
-        if map.version <= self.map.version {
+        if map.version <= self.map.version || !map.fits(&self.config.shape) {
             return;
         }
         for (number, (old, new)) in self.map.addresses.iter().zip(&map.addresses).enumerate() {
@@ -265,16 +272,23 @@ impl Council {
             voter.tick();
         }
         self.take_decided(turn.now, turn.wall, turn.peers);
+        turn.peers.iter_mut().for_each(|peer| peer.delegate.stamp(turn.now));
         self.promise(&mut turn);
         self.renew(&turn);
         self.propose(&turn);
         self.take_decided(turn.now, turn.wall, turn.peers);
     }
 
+    /// Whether its supervisor says that this life of a node, or a later one, has ended.
+    fn has_ended(&self, node: NodeId, boot: Boot) -> bool {
+        self.exited.iter().any(|(n, b)| *n == node && *b >= boot)
+    }
+
     /// Whether a peer is silent: for this long, or by its supervisor's word.
     fn is_silent(&self, peer: &Peer, silence: Option<Nanos>) -> bool {
-        let ended = self.exited.iter().any(|(n, b)| *n == peer.node && Some(*b) >= peer.boot);
-        ended || peer.joined && silence.is_some_and(|silence| silence >= self.config.dead_after)
+        let agreed = || self.map.node(peer.node).map_or(Boot(0), |n| n.boot);
+        self.has_ended(peer.node, peer.boot.unwrap_or_else(agreed))
+            || peer.joined && silence.is_some_and(|silence| silence >= self.config.dead_after)
     }
 
     /// Owners that are silent get no lease any more under this map.
@@ -309,11 +323,12 @@ impl Council {
         self.promised.iter().any(|(n, promised)| *n == node && *promised >= version)
     }
 
-    /// Whether this voter's last grant to the peer has run out.
-    fn grant_is_over(&self, now: Nanos, peer: &Peer) -> bool {
-        let ended = self.exited.iter().any(|(n, b)| *n == peer.node && Some(*b) >= peer.boot);
-        let last = peer.delegate.granted_at.max(self.started);
-        ended || now.since(last) > Nanos(self.config.lease.0 / 100 * (100 + DRIFT_PER_CENT))
+    /// Whether this voter's last grant to the peer has run out. Grants of its own last life are over LEASE after that.
+    pub(super) fn grant_is_over(&self, now: Nanos, peer: &Peer) -> bool {
+        let owner = self.map.addresses.iter().find(|a| a.owner == peer.node);
+        let ended = owner.is_some_and(|a| self.has_ended(a.owner, a.boot));
+        let lease = Nanos(self.config.lease.0 / 100 * (100 + DRIFT_PER_CENT));
+        ended || peer.delegate.last_grant(now).max(self.started) + lease < now
     }
 
     /// Nodes against which a valid promise can be told.
@@ -355,7 +370,8 @@ impl Council {
         let mut times: Vec<Nanos> = Vec::new();
         for voter in &self.config.voters {
             if *voter == self.me {
-                times.extend(self.map.is_live(self.me, self.boot).then_some(turn.now));
+                let votes = self.map.is_live(self.me, self.boot) && !self.disowned;
+                times.extend(votes.then_some(turn.now));
             } else if let Some(peer) = turn.peers.iter().find(|p| p.node == *voter && p.joined) {
                 times.push(peer.delegate.granted_us);
             }
@@ -376,10 +392,39 @@ impl Council {
             return;
         }
         let views = self.views(turn);
-        let Some((map, changes)) = self.steward.next(turn.now, &self.map, &views) else { return };
+        let next = match self.steward.next(turn.now, &self.map, &views) {
+            Some(next) => {
+                self.held_back = (None, 0);
+                next
+            }
+            None => match self.free_the_held_back(turn.now, &views) {
+                Some(next) => next,
+                None => return,
+            },
+        };
+        let (map, changes) = next;
         if self.voter.as_mut().is_some_and(|voter| voter.propose(map)) {
             self.changes.extend(changes);
         }
+    }
+
+    /// A promise binds its voter as long as the map stays. When too few have promised to move the address, and the owner
+    /// is heard by all again, that voter would be missing for good: the same map with another version frees it.
+    fn free_the_held_back(&mut self, now: Nanos, views: &[NodeView]) -> Option<(ClusterMap, Vec<Change>)> {
+        let held_back = |v: &&NodeView| {
+            let owns = v.heard_boot.is_some_and(|boot| self.owns(v.node, boot));
+            owns && v.present && v.promises > 0 && v.silent_votes == 0
+        };
+        let node = views.iter().find(held_back).map(|v| v.node);
+        let (since, times) = &mut self.held_back;
+        *since = node.and(since.or(Some(now)));
+        // Should it not help, it is not done all the time.
+        let pause = Nanos((self.config.dead_after.0 * 4) << (*times).min(16)).min(self.config.evict_after);
+        let node = node.filter(|_| since.is_some_and(|since| now.since(since) >= pause))?;
+        self.held_back = (None, *times + 1);
+        let mut map = ClusterMap::clone(&self.map);
+        map.version += 1;
+        Some((map, vec![Change::Freed(node)]))
     }
 
     /// Whether the newest map known is the newest one this voter has seen decided: proposals are made from that.
@@ -517,7 +562,7 @@ impl Council {
         council::write_report(out, &report, &self.lost);
         let peer = &mut turn.peers[at];
         if report.flags.get() & GRANTS != 0 {
-            peer.delegate.granted_at = turn.now;
+            peer.delegate.grant(peer.heard_sequence());
         }
         let known = peer.delegate.report.as_ref().map(|(report, _, _)| report.map.get());
         let older = peer.joined && known.is_some_and(|known| known < self.map.version);

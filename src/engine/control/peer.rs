@@ -69,6 +69,11 @@ impl Peer {
         self.heard.map_or(Nanos::ZERO, |heard| heard.at)
     }
 
+    /// The number of its newest beat: the one that our next beat echoes.
+    pub(super) fn heard_sequence(&self) -> u64 {
+        self.heard.map_or(0, |heard| heard.sequence)
+    }
+
     /// Whether settings with this hash agree with ours: as its hello was judged, or else if the hash is ours; and
     /// neither side has refused the other.
     pub(super) fn judged_as(&self, hash: u64, ours: u64) -> bool {
@@ -80,21 +85,22 @@ impl Peer {
     }
 
     /// Takes the round-trip time and the acceptance from a beat, and whether the peer has heard us within `limit`.
-    /// Older beats than the newest heard say nothing.
-    pub(super) fn on_beat(&mut self, now: Nanos, our_boot: Boot, limit: Nanos, beat: &Beat) {
+    /// Older beats than the newest heard say nothing: false.
+    pub(super) fn on_beat(&mut self, now: Nanos, our_boot: Boot, limit: Nanos, beat: &Beat) -> bool {
         if self.heard.is_some_and(|heard| heard.sequence >= beat.sequence.get()) {
-            return;
+            return false;
         }
         self.heard = Some(Heard { sequence: beat.sequence.get(), sent: beat.sent.get(), at: now });
         if beat.echo_boot.get() != our_boot.0 {
             (self.accepts_us, self.deaf) = (false, false);
-            return;
+            return true;
         }
         self.deaf = Nanos(beat.echo_delay.get()) > limit;
         self.accepts_us = beat.flags.get() & ACCEPTED != 0;
         // Our own clock at both ends (RFC 6298, section 2: gain 1/8).
         let sample = now.since(Nanos(beat.echo_sent.get())).since(Nanos(beat.echo_delay.get()));
         self.rtt = Some(self.rtt.map_or(sample, |rtt| rtt - Nanos(rtt.0 / 8) + Nanos(sample.0 / 8)));
+        true
     }
 
     /// Writes the datagram that is due: a hello if the peer has not accepted the last, a refusal if it was not

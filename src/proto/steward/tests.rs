@@ -288,3 +288,23 @@ proptest! {
         prop_assert!(bytes < 8_000, "{bytes} bytes");
     }
 }
+
+#[test]
+fn a_node_that_the_cluster_has_grown_by_is_taken_in() {
+    let mut site = Site::new(&[1, 2, 3, 4], 3);
+    let newcomer = site.steward.config.shape.nodes.remove(3);
+    let gone = site.views.remove(3);
+    site.settle();
+    assert!(site.map.version > 0 && site.map.nodes.iter().all(|n| n.id != newcomer.id));
+    // The leader has started again with the longer list.
+    let lists_three = site.steward.config.shape.clone();
+    site.steward.config.shape.nodes.insert(3, newcomer);
+    site.views.insert(3, gone);
+    let changes = site.settle();
+    assert!(changes.contains(&Change::Joined(NodeId(4), Boot(1))), "{changes:?}");
+    assert_eq!(site.map.nodes.iter().map(|n| n.id.0).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert!(site.map.groups.iter().any(|g| g.member(NodeId(4)).is_some()));
+    assert!(site.map.fits(&lists_three), "nodes that do not list it yet follow the map all the same");
+    site.map.nodes.swap(0, 1);
+    assert!(!site.map.fits(&lists_three));
+}

@@ -33,6 +33,12 @@ impl Newest {
         }
     }
 
+    /// The version of the map in force, of entries from the first one on.
+    fn version(&self) -> u32 {
+        let before = self.map.as_ref().map_or(0, |map| map.version);
+        self.rest.iter().fold(before, |now, next| now + u32::from(now.checked_add(1) == Some(next.version)))
+    }
+
     /// Of entries from the first one on.
     fn folded(mut self) -> Newest {
         std::mem::take(&mut self.rest).into_iter().for_each(|next| self.apply(next));
@@ -118,6 +124,16 @@ impl Held {
     /// The newest map decided.
     pub(super) fn newest(&self) -> Option<ClusterMap> {
         self.snapshot.clone()?.folded().map
+    }
+
+    /// Every map there is in it.
+    pub(super) fn maps(&self) -> impl Iterator<Item = &ClusterMap> {
+        self.snapshot.iter().flat_map(|s| s.map.iter().chain(&s.rest)).chain(&self.log)
+    }
+
+    /// Its version.
+    pub(super) fn newest_version(&self) -> u32 {
+        self.snapshot.as_ref().map_or(0, Newest::version)
     }
 
     /// A voter alone decides.

@@ -1,0 +1,89 @@
+//! Leases in unlucky moments: promises of too few, a voter that stands still.
+
+use super::{AGREED, Control, Rig, Written, config};
+use crate::proto::voter::VoterError;
+use crate::types::{Boot, Nanos, NodeId, Now};
+
+fn formed() -> Rig {
+    let mut rig = Rig::new([1, 2, 3].map(|node| config(node, 10, AGREED)));
+    rig.run(300_000);
+    assert!((1..=3).all(|node| rig.control(node).map().version == 1));
+    rig
+}
+
+/// The nodes with a lease; at no time two of them.
+fn watch(rig: &mut Rig, millis: u64) -> Vec<usize> {
+    let mut holders = Vec::new();
+    for _ in 0..millis * 2 {
+        rig.run(500);
+        let now = rig.now().mono;
+        let holds = |n: &usize| rig.controls[n - 1].as_ref().is_some_and(|c| c.lease_until() > now);
+        holders = (1..=3).filter(holds).collect();
+        assert!(holders.len() <= 1, "two leases at {} us: {holders:?}", rig.micros);
+    }
+    holders
+}
+
+#[test]
+fn a_map_saved_under_other_settings_is_refused() {
+    let mut rig = formed();
+    let mut again = config(2, 20, AGREED);
+    again.council.stored = rig.votes[1].clone();
+    assert!(Control::new(again.clone()).is_ok());
+    again.council.shape.slots *= 2;
+    let error = Control::new(again).map(|_| ()).expect_err("twice the slots");
+    assert_eq!(error, VoterError::OtherSettings);
+    assert!(error.to_string().contains("TANDEM_SLOTS"), "{error}");
+    assert_eq!(watch(&mut rig, 20), [1]);
+}
+
+#[test]
+fn a_voter_that_promised_in_vain_is_freed_so_that_another_may_fail() {
+    let mut rig = formed();
+    rig.cut = Some((1, NodeId(2)));
+    assert_eq!(watch(&mut rig, 30), [1], "node 3 goes on renewing its lease");
+    rig.cut = None;
+    watch(&mut rig, 150);
+    let map = rig.control(1).map().clone();
+    assert!(map.version > 1 && map.addresses[0].term.0 == 1, "the owner stays: {map:?}");
+    let version = map.version;
+    watch(&mut rig, 500);
+    assert_eq!(rig.control(3).map().version, version, "once is enough");
+    // Without node 3 the lease needs the voter that had promised.
+    rig.controls[2] = None;
+    assert_eq!(watch(&mut rig, 14), [1]);
+    assert_eq!(watch(&mut rig, 100), [1]);
+    assert_eq!(rig.control(1).map().addresses[0].term.0, 1);
+}
+
+#[test]
+fn a_lease_granted_by_a_voter_that_was_stopped_is_over_before_its_promise_counts() {
+    let mut rig = formed();
+    // Voter 2 reads its clock, stands still for 40 ms, and only then hears and answers the owner's newest beat.
+    let before = rig.now();
+    let mut stopped = rig.controls[1].take();
+    rig.run(40_000);
+    let mut beat = Written::default();
+    let now = rig.now();
+    rig.control(1).on_timeout(Now { mono: now.mono + Nanos::from_millis(1), ..now });
+    rig.control(1).flush(now, &mut beat);
+    let (_, bytes) = beat.0.into_iter().find(|(to, _)| *to == NodeId(2)).expect("a beat");
+    let voter = stopped.as_mut().expect("node 2");
+    voter.on_peer(before, NodeId(1), Boot(10), &bytes);
+    voter.on_timeout(Now { mono: before.mono + Nanos::from_millis(1), ..before });
+    voter.on_turn(before);
+    voter.take_votes();
+    let mut answer = Written::default();
+    voter.flush(before, &mut answer);
+    assert!(answer.0.iter().any(|(to, _)| *to == NodeId(1)), "it answers");
+    // Its next turn: the grant is as old as can be, and counts as new.
+    voter.on_timeout(now);
+    voter.on_turn(now);
+    voter.on_exit_notice(now, NodeId(1), Boot(9));
+    let peer = voter.peers.iter().find(|peer| peer.node == NodeId(1)).expect("node 1");
+    assert!(!voter.council.grant_is_over(now.mono, peer));
+    let sent = now.mono;
+    let ten = Nanos::from_millis(10);
+    assert!(!voter.council.grant_is_over(sent + ten, peer), "the owner may release until then");
+    assert!(voter.council.grant_is_over(sent + ten + Nanos::from_millis(1), peer));
+}
