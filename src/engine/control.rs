@@ -9,7 +9,7 @@
 //! (boot): a peer that restarts, with whatever settings, starts at the beginning. Nodes may list different nodes as long
 //! as those that both list are the same: so a cluster can grow.
 //!
-//! **What is agreed** (the cluster map, leases, promises) is [`council`]'s. What its voter has to remember comes from
+//! **What is agreed** (the cluster map, leases, promises) is `council`'s. What its voter has to remember comes from
 //! [`Control::take_votes`] and must be durable before [`Control::flush`] is called.
 
 mod council;

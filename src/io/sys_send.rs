@@ -38,10 +38,17 @@ struct Message {
     len: usize,
     /// 0: one datagram. Else the length of every datagram in it but the last.
     segment: usize,
+    /// Whether its datagrams go one by one, because the kernel will not cut datagrams this long.
+    singly: bool,
     tag: u64,
 }
 
 impl Message {
+    /// Whether what is left of it goes in one send.
+    fn whole(&self, gso: bool) -> bool {
+        self.segment == 0 || (gso && !self.singly)
+    }
+
     /// How many datagrams are left of it once `within` bytes have gone.
     fn datagrams(&self, within: usize) -> usize {
         if self.segment == 0 { 1 } else { (self.len - within).div_ceil(self.segment) }
@@ -110,7 +117,14 @@ impl SendBatch {
         write(&mut self.bytes);
         let len = self.bytes.len().saturating_sub(start);
         if !self.join(to.is_none(), len) {
-            self.messages.push(Message { to: to.map(RawAddress::new), start, len, segment: 0, tag });
+            self.messages.push(Message {
+                to: to.map(RawAddress::new),
+                start,
+                len,
+                segment: 0,
+                singly: false,
+                tag,
+            });
         }
         true
     }
@@ -161,9 +175,11 @@ impl SendBatch {
             match error.raw_os_error() {
                 Some(libc::EINTR) => {}
                 Some(libc::EAGAIN) => return Sent::Blocked,
-                Some(libc::EIO | libc::EINVAL) if self.gso && self.messages[self.next].segment > 0 => {
+                Some(libc::EIO | libc::EINVAL) if self.joined(self.next) => {
                     self.gso = false;
                 }
+                // Datagrams that go in fragments cannot be cut by the kernel (udp(7): a segment must fit the MTU).
+                Some(libc::EMSGSIZE) if self.joined(self.next) => self.messages[self.next].singly = true,
                 _ => return Sent::Refused(error),
             }
         }
@@ -174,7 +190,7 @@ impl SendBatch {
     /// Drops the datagram at the front, or all that would have shared one send with it; returns how many.
     pub fn skip(&mut self) -> usize {
         let Some(message) = self.messages.get(self.next) else { return 0 };
-        let whole = self.gso || message.segment == 0;
+        let whole = message.whole(self.gso);
         let dropped = if whole { message.datagrams(self.within) } else { 1 };
         self.within += if whole { message.len } else { message.segment };
         if self.within >= message.len {
@@ -193,6 +209,12 @@ impl SendBatch {
         self.next = 0;
         self.within = 0;
         dropped
+    }
+
+    /// Whether the message at `index` asks the kernel to cut it.
+    fn joined(&self, index: usize) -> bool {
+        let message = &self.messages[index];
+        message.segment > 0 && message.whole(self.gso)
     }
 
     fn has_room(&mut self, len: usize) -> bool {
@@ -226,6 +248,7 @@ impl SendBatch {
         let Some(last) = self.messages.last_mut() else { return false };
         let segment = if last.segment == 0 { last.len } else { last.segment };
         let fits = last.to.is_none()
+            && !last.singly
             && len > 0
             && len <= segment
             && last.len.is_multiple_of(segment)
@@ -242,7 +265,7 @@ impl SendBatch {
     fn point(&mut self) -> usize {
         let (mut used, mut index, mut within) = (0, self.next, self.within);
         while let Some(message) = self.messages.get(index).filter(|_| used < self.headers.len()) {
-            let whole = self.gso || message.segment == 0;
+            let whole = message.whole(self.gso);
             let left = message.len - within;
             let take = if whole { left } else { left.min(message.segment) };
             let start = message.start + within;
@@ -400,6 +423,27 @@ mod tests {
         assert!(matches!(out.send(a.as_fd()), Sent::All));
         assert!(!out.gso());
         assert_eq!(receive_all(&b, &mut RecvBatch::new(64, 2_048)).0, expected);
+    }
+
+    #[test]
+    fn datagrams_longer_than_the_mtu_go_singly_and_the_others_still_together() {
+        let (a, b) = connected_pair();
+        sys_socket::ignore_path_mtu(a.as_fd(), false).unwrap();
+        let mut out = SendBatch::new(8, 1 << 20, true);
+        // Loopback's MTU lets these through, so the mark that EMSGSIZE leaves is set by hand.
+        let long: Vec<Vec<u8>> = (0..3_u8).map(|n| vec![n; 4_000]).collect();
+        let short: Vec<Vec<u8>> = (0..10_u8).map(|n| vec![n; 100]).collect();
+        for bytes in &long {
+            assert!(out.push(None, 0, bytes));
+        }
+        out.messages[0].singly = true;
+        for bytes in &short {
+            assert!(out.push(None, 0, bytes));
+        }
+        assert!(matches!(out.send(a.as_fd()), Sent::All));
+        assert!(out.gso());
+        let expected: Vec<_> = long.into_iter().chain(short).collect();
+        assert_eq!(receive_all(&b, &mut RecvBatch::new(64, 8_192)).0, expected);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! header names as master already has every output that is not yet released, and sends it.
 //!
 //! - this file: holding, executing, and what is told to the owner;
-//! - [`seal`]: how a member changes owners: promise, answer, Start;
-//! - [`learn`]: how a learner becomes whole: entries are kept unexecuted until a snapshot has come.
+//! - `seal`: how a member changes owners: promise, answer, Start;
+//! - `learn`: how a learner becomes whole: entries are kept unexecuted until a snapshot has come.
 
 mod learn;
 mod seal;
@@ -85,7 +85,7 @@ pub struct Member {
     owner: (NodeId, Boot),
     /// Its log conflicted with what survived: see [`Refused::Lost`].
     lost: bool,
-    /// It has entries but not the state before them: see [`learn`].
+    /// It has entries but not the state before them: see `learn`.
     learning: bool,
     /// Held entries; `entries.next()` is the first position not held.
     entries: RecordLog,

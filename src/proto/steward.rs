@@ -3,7 +3,7 @@
 //! answers the first one agreed on wins.
 //!
 //! - this file: lives, addresses, and the order of the steps;
-//! - [`groups`]: who is a member of what.
+//! - `groups`: who is a member of what.
 //!
 //! A node is lost in two ways. Its **address** moves as soon as a majority of the voters has promised not to grant it
 //! a lease any more (or its process has certainly ended): it stays a member, because what it holds is still good. Its

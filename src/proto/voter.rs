@@ -17,7 +17,7 @@
 //!   to date by a difference). So only whole snapshots travel, and everything decided becomes one at once: letters
 //!   carry a map or two, however long a voter was away.
 //! - **Trust.** It believes indexes and senders as they come, and panics where they make no sense. So
-//!   [letters are checked](letter) against this voter's log before it sees them.
+//!   letters are checked against this voter's log before it sees them.
 //! - **A single voter.** It wants two; one alone decides at once.
 //!
 //! The log holds whole maps. One counts if its version follows that of the map in force; of two that were made from the

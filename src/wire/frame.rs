@@ -2,7 +2,7 @@
 //!
 //! Every frame is a kind (u8), a length (u16) and that many bytes, so that a node one wire version older
 //! can step over what it does not know. Little endian. ARCHITECTURE.md has the message table; the bodies are in
-//! [`bodies`].
+//! `bodies`.
 
 mod bodies;
 

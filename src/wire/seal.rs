@@ -159,7 +159,7 @@ pub struct Sealer {
 
 impl Sealer {
     /// For the thread `channel` (0: control, 1 + n: shard n) of this life of `node`, or for the supervisor that tells
-    /// of that life's end ([`SUPERVISOR`](super::datagram::SUPERVISOR)).
+    /// of that life's end ([`SUPERVISOR`]).
     pub fn new(cluster: &ClusterKey, node: NodeId, boot: Boot, channel: u16) -> Sealer {
         let key = cluster.datagram_key(node, boot, channel, 0);
         Sealer { cluster: cluster.clone(), node, boot, channel, counter: 0, epoch: 0, key }
@@ -214,7 +214,7 @@ pub struct Opened<'a> {
     pub version: u8,
     /// Who the plaintext is for.
     pub kind: Kind,
-    /// The sending thread: 0 is control, 1 + n is shard n; or [`SUPERVISOR`](super::datagram::SUPERVISOR).
+    /// The sending thread: 0 is control, 1 + n is shard n; or [`SUPERVISOR`].
     pub channel: u16,
     /// Which life of this node the sender meant; 0 if it did not know.
     pub dst_boot: u32,
