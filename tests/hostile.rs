@@ -213,6 +213,7 @@ impl Odd {
         let nodes = Nodes { nodes, key: ClusterKey::from_hex(KEY).unwrap() };
         let met = until(Duration::from_secs(10), || nodes.met(1, 1) && nodes.met(2, 1));
         assert!(met, "{}", nodes.status(1));
+        nodes.wait_until_served();
         Odd { processes, nodes }
     }
 

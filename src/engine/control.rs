@@ -485,11 +485,9 @@ impl Control {
         (0..self.config.shards).fold(NodeSet::EMPTY, |all, shard| NodeSet(all.0 | self.suspects(shard).0))
     }
 
-    /// When [`on_timeout`](Control::on_timeout) has something to do: never, for a node without peers.
+    /// When [`on_timeout`](Control::on_timeout) has something to do. A node without peers beats too: what it agrees on
+    /// with itself takes more than one turn.
     pub fn next_timeout(&self) -> Nanos {
-        if self.peers.is_empty() {
-            return Nanos::MAX;
-        }
         self.detector.next_timeout().map_or(self.next_beat, |suspicion| suspicion.min(self.next_beat))
     }
 

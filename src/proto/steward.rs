@@ -20,6 +20,9 @@ use crate::types::{Boot, Nanos, NodeId, NodeSet, Term};
 
 /// How long the first map waits for nodes that are not there yet, once all voters are.
 const GRACE: Nanos = Nanos::from_millis(1_500);
+/// How long it waits for voters that are not there, once a majority is: they take part when they come, but a voter
+/// that loses its vote file before it was ever in a map cannot be told from one that is new.
+const LONG_GRACE: Nanos = Nanos::from_secs(3);
 
 /// What the leader knows of one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,8 +136,8 @@ impl fmt::Display for Change {
 #[derive(Debug)]
 pub struct Steward {
     config: StewardConfig,
-    /// Since when all voters have been there, before the first map.
-    complete_since: Option<Nanos>,
+    /// Since when all voters, and since when a majority of them, have been there, before the first map.
+    complete_since: [Option<Nanos>; 2],
     /// Since when each group has had fewer members than it should.
     short_since: Vec<Option<Nanos>>,
     /// Since when each group has been blocked.
@@ -181,7 +184,7 @@ impl Steward {
         let groups = config.shape.groups();
         Steward {
             config,
-            complete_since: None,
+            complete_since: [None; 2],
             short_since: vec![None; groups],
             blocked_since: vec![None; groups],
         }
@@ -209,32 +212,36 @@ impl Steward {
         (!changes.is_empty()).then_some((next, changes))
     }
 
-    /// The first map: when all voters are there, and every node or a while has passed.
+    /// The first map: at once when every node is there; without some nodes after a while, and without some voters
+    /// after a long while, if those who are there can keep what they commit: two nodes, and two hosts.
     fn first(&mut self, now: Nanos, views: &[NodeView]) -> Option<(ClusterMap, Vec<Change>)> {
         let boot = |node: NodeId| {
             let view = views.iter().find(|v| v.node == node && v.present && !v.draining);
             view.and_then(|v| v.heard_boot)
         };
+        let voters = self.config.voters.len();
+        let here = self.config.voters.iter().filter(|voter| boot(**voter).is_some()).count();
+        let [all_voters, most_voters] = &mut self.complete_since;
+        let waited = |since: &mut Option<Nanos>, complete: bool, grace: Nanos| {
+            *since = complete.then(|| since.unwrap_or(now));
+            since.is_some_and(|since| now.since(since) >= grace)
+        };
+        let patient = waited(all_voters, here == voters, GRACE);
+        let patient = waited(most_voters, here > voters / 2, LONG_GRACE) || patient;
+
         let shape = &self.config.shape;
-        if !self.config.voters.iter().all(|voter| boot(*voter).is_some()) {
-            self.complete_since = None;
-            return None;
-        }
-        let since = *self.complete_since.get_or_insert(now);
         let mut here = shape.clone();
         here.nodes.retain(|n| boot(n.id).is_some());
         let all = here.nodes.len() == shape.nodes.len();
-        let holders = || here.nodes.iter().filter(|n| !n.witness);
+        let holders = here.nodes.iter().filter(|n| !n.witness).count();
         let hosts = |nodes: &[crate::proto::map::MapNode]| {
-            let mut hosts: Vec<_> = nodes.iter().filter(|n| !n.witness).map(|n| n.host).collect();
-            hosts.sort_unstable();
-            hosts.dedup();
+            let hosts: std::collections::BTreeSet<_> =
+                nodes.iter().filter(|n| !n.witness).map(|n| n.host).collect();
             hosts.len()
         };
-        let enough = holders().count() >= usize::from(shape.replicas)
-            && hosts(&here.nodes) >= hosts(&shape.nodes).min(2);
-        let waited = now.since(since) >= GRACE;
-        if !(all || enough && waited) {
+        let enough =
+            holders >= usize::from(shape.replicas).min(2) && hosts(&here.nodes) >= hosts(&shape.nodes).min(2);
+        if !(all || enough && patient) {
             return None;
         }
         let mut map = here.first_map(|node| boot(node).unwrap_or_default());

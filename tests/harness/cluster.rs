@@ -89,6 +89,11 @@ impl Nodes {
             let met = until(Duration::from_secs(10), || self.met(node.id, others));
             assert!(met, "node {} has not met the others: {:?}", node.id, self.ask(node, STATUS));
         }
+        self.wait_until_served();
+    }
+
+    /// Waits until an owner has its lease and all its slots.
+    pub(crate) fn wait_until_served(&self) {
         let serves = |node: &Node| {
             let status = self.ask(node, STATUS).unwrap_or_default();
             let lease = status["control"]["lease_left_us"].as_u64().unwrap_or(0);

@@ -200,7 +200,7 @@ pub(crate) enum Otherwise {
 /// it needs. One at a time over all test binaries of this tree: each of them wants the machine's cores.
 pub(crate) fn sandboxed(name: &str, tools: &[&str], otherwise: Otherwise, scenario: fn()) {
     if std::env::var(INSIDE).as_deref() == Ok(name) {
-        sh("ip link set lo up; mount -t tmpfs tandem /run");
+        sh("ip link set lo up; mount -t tmpfs tandem /run; mount -t tmpfs tandem /var/lib");
         scenario();
         return;
     }

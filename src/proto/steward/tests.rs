@@ -122,6 +122,33 @@ fn a_cluster_forms_when_all_are_there_or_enough_have_waited() {
 }
 
 #[test]
+fn a_cluster_forms_without_a_voter_when_two_nodes_on_two_hosts_have_waited_long() {
+    let mut site = Site::new(&[1, 2, 3], 3);
+    site.view(3).present = false;
+    assert_eq!(site.step(), None);
+    site.now = site.now + Nanos::from_secs(2);
+    assert_eq!(site.step(), None, "voter 3 may yet come");
+    site.view(2).present = false;
+    assert_eq!(site.step(), None, "no majority");
+    site.view(2).present = true;
+    site.now = site.now + Nanos::from_secs(2);
+    assert_eq!(site.step(), None, "the wait begins anew");
+    site.now = site.now + Nanos::from_secs(3);
+    assert_eq!(site.step(), Some(vec![Change::Formed(2)]));
+    site.assert_whole(2);
+    site.view(3).present = true;
+    site.settle();
+    site.assert_whole(3);
+    assert_eq!(site.map.node(NodeId(3)).unwrap().birth, 7);
+
+    let mut site = Site::new(&[1, 1, 2], 3);
+    site.view(3).present = false;
+    assert_eq!(site.step(), None);
+    site.now = site.now + Nanos::from_secs(60);
+    assert_eq!(site.step(), None, "both are on one host");
+}
+
+#[test]
 fn masterships_are_even_and_a_dead_nodes_fall_to_all_the_others() {
     let mut site = Site::new(&[1, 2, 3], 3);
     site.settle();
