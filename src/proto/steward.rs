@@ -15,7 +15,7 @@ mod tests;
 
 use std::fmt;
 
-use crate::proto::map::{ClusterMap, GroupSet, MapShape, NodeState};
+use crate::proto::map::{ClusterMap, GroupSet, MapAddress, MapNode, MapShape, NodeState};
 use crate::types::{Boot, Nanos, NodeId, NodeSet, Term};
 
 /// How long the first map waits for nodes that are not there yet, once all voters are.
@@ -234,7 +234,7 @@ impl Steward {
         here.nodes.retain(|n| boot(n.id).is_some());
         let all = here.nodes.len() == shape.nodes.len();
         let holders = here.nodes.iter().filter(|n| !n.witness).count();
-        let hosts = |nodes: &[crate::proto::map::MapNode]| {
+        let hosts = |nodes: &[MapNode]| {
             let hosts: std::collections::BTreeSet<_> =
                 nodes.iter().filter(|n| !n.witness).map(|n| n.host).collect();
             hosts.len()
@@ -323,22 +323,22 @@ impl Steward {
             let Some(owner) = self.heir(draft, number) else { continue };
             let Some(boot) = draft.next.node(owner).map(|n| n.boot) else { continue };
             let term = Term(address.term.0 + 1);
-            draft.next.addresses[number] = crate::proto::map::MapAddress { owner, boot, term };
+            draft.next.addresses[number] = MapAddress { owner, boot, term };
             draft.changes.push(Change::Moved(number, address.owner, owner, term, why));
         }
     }
 
-    /// Who should hold an address instead of its owner.
+    /// Who should hold an address instead of the life that owns it.
     fn heir(&self, draft: &Draft<'_>, number: usize) -> Option<NodeId> {
-        let owner = draft.next.addresses[number].owner;
+        let MapAddress { owner, boot, .. } = draft.next.addresses[number];
         let suited = |node: NodeId| {
             let member_of = draft.next.groups.iter().filter(|g| g.member(node).is_some()).count();
             let owns = draft.next.addresses.iter().filter(|a| a.owner == node).count();
             let silent = draft.view(node).map_or(0, |v| v.silent_votes);
             (std::cmp::Reverse(silent), member_of, std::cmp::Reverse(owns), std::cmp::Reverse(node))
         };
-        let nodes = draft.next.nodes.iter().map(|n| n.id);
-        nodes.filter(|n| *n != owner && draft.is_usable(*n)).max_by_key(|n| suited(*n))
+        let others = draft.next.nodes.iter().filter(|n| (n.id, n.boot) != (owner, boot));
+        others.map(|n| n.id).filter(|n| draft.is_usable(*n)).max_by_key(|n| suited(*n))
     }
 
     /// A node that drains and holds nothing any more is gone.

@@ -149,6 +149,17 @@ fn a_cluster_forms_without_a_voter_when_two_nodes_on_two_hosts_have_waited_long(
 }
 
 #[test]
+fn a_node_on_its_own_gets_its_address_back_in_its_next_life() {
+    let mut site = Site::new(&[1], 1);
+    site.settle();
+    site.view(1).heard_boot = Some(Boot(2));
+    site.settle();
+    site.assert_whole(1);
+    let address = site.map.addresses[0];
+    assert_eq!((address.owner, address.boot, address.term), (NodeId(1), Boot(2), crate::types::Term(2)));
+}
+
+#[test]
 fn masterships_are_even_and_a_dead_nodes_fall_to_all_the_others() {
     let mut site = Site::new(&[1, 2, 3], 3);
     site.settle();
