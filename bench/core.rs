@@ -17,7 +17,7 @@ use tandem::app::table::TableLimits;
 use tandem::app::{CallApp, Inbound};
 use tandem::engine::{Outbox, Shard, ShardConfig};
 use tandem::proto::Safeguards;
-use tandem::proto::map::{MapNode, MapShape, NodeState};
+use tandem::proto::map::{MapNode, MapShape};
 use tandem::types::{Boot, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
 
 const SLOTS: u16 = 4096;
@@ -59,14 +59,7 @@ struct Bench {
 
 impl Bench {
     fn new(nodes: u16, calls: u64) -> Bench {
-        let node = |n| MapNode {
-            id: NodeId(n),
-            host: HostId(n),
-            boot: Boot(0),
-            state: NodeState::Gone,
-            witness: false,
-            birth: 0,
-        };
+        let node = |n| MapNode::new(NodeId(n), HostId(n));
         let ids: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
         let nodes_of_map = (1..=nodes).map(node).collect();
         let shape = MapShape::new((SLOTS, 1), nodes_of_map, NodeId(1), vec![0], usize::from(nodes), 0);

@@ -218,10 +218,11 @@ impl<A: CallApp> Shard<A> {
             self.counts.lease_waits += 1;
             return;
         }
+        let map = std::sync::Arc::clone(&self.map);
         while let Some(index) = self.releasing.pop_front() {
             let slot = usize::from(index);
             self.slots[slot].releasing = false;
-            let (number, map) = (self.slot_at(slot), std::sync::Arc::clone(&self.map));
+            let number = self.slot_at(slot);
             let (me, boot) = (self.config.me, self.config.boot);
             let here = |local: LocalId| match map.endpoints.get(usize::from(local.0)) {
                 Some(address) => map.owns(usize::from(*address), me, boot),

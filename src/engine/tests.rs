@@ -4,7 +4,7 @@ use super::{DropReason, Outbox, Shard, ShardConfig};
 use crate::app::table::TableLimits;
 use crate::app::{BadSnapshot, CallApp, Context, Inbound, TimerId, Unclassified};
 use crate::proto::Safeguards;
-use crate::proto::map::{ClusterMap, MapNode, MapShape, NodeState};
+use crate::proto::map::{ClusterMap, MapNode, MapShape};
 use crate::types::{Boot, CallKey, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
 use std::sync::Arc;
 
@@ -101,14 +101,7 @@ pub(super) struct Cluster {
 
 /// What all maps of a cluster of `nodes` nodes, each a host, have in common.
 pub(super) fn shape(nodes: u16, replicas: usize, addresses: u16) -> MapShape {
-    let node = |n| MapNode {
-        id: NodeId(n),
-        host: HostId(n),
-        boot: Boot(0),
-        state: NodeState::Gone,
-        witness: false,
-        birth: 0,
-    };
+    let node = |n| MapNode::new(NodeId(n), HostId(n));
     let nodes = (1..=nodes).map(node).collect();
     MapShape::new((16, 1), nodes, NodeId(1), (0..addresses).collect(), replicas, 0).unwrap()
 }

@@ -318,14 +318,7 @@ mod tests {
     #[test]
     fn maps_and_leases_are_taken_once_and_wake_the_shards_when_they_are_news() {
         let (cells, mut poll) = cells();
-        let node = MapNode {
-            id: NodeId(1),
-            host: HostId(1),
-            boot: Boot(1),
-            state: NodeState::Live,
-            witness: false,
-            birth: 0,
-        };
+        let node = MapNode { boot: Boot(1), state: NodeState::Live, ..MapNode::new(NodeId(1), HostId(1)) };
         let shape = MapShape::new((4, 1), vec![node], NodeId(1), vec![0], 1, 0).unwrap();
         let map = Arc::new(ClusterMap { version: 7, ..shape.empty_map() });
         let mut seen = 0;

@@ -74,6 +74,13 @@ pub struct MapNode {
     pub birth: u64,
 }
 
+impl MapNode {
+    /// A node of which the cluster has agreed on no life yet.
+    pub fn new(id: NodeId, host: HostId) -> MapNode {
+        MapNode { id, host, boot: Boot(0), state: NodeState::Gone, witness: false, birth: 0 }
+    }
+}
+
 /// A member of a group: the identity that acks are counted for.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapMember {

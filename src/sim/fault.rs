@@ -1,6 +1,6 @@
 //! What a world is and what goes wrong in it, all drawn from its seed before it starts.
 
-use crate::proto::map::{ClusterMap, MapNode, MapShape, NodeState};
+use crate::proto::map::{ClusterMap, MapNode, MapShape};
 use crate::sim::net::{LinkBase, LinkEffect, LinkFault};
 use crate::sim::rng::Rng;
 use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet, Slot};
@@ -40,14 +40,7 @@ impl Layout {
 
     /// The layout in which the core's map puts `copies` members of each slot on nodes that stand on `hosts`.
     pub fn new(hosts: Vec<u16>, slots: u16, shards: u16, copies: usize) -> Layout {
-        let node = |(at, host): (usize, &u16)| MapNode {
-            id: NodeId(at as u16 + 1),
-            host: HostId(*host),
-            boot: Boot(0),
-            state: NodeState::Gone,
-            witness: false,
-            birth: 0,
-        };
+        let node = |(at, host): (usize, &u16)| MapNode::new(NodeId(at as u16 + 1), HostId(*host));
         let nodes = hosts.iter().enumerate().map(node).collect();
         let shape = match MapShape::new((slots, shards), nodes, OWNER, vec![0, 0], copies, 0) {
             Ok(shape) => shape,

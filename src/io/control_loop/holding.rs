@@ -83,14 +83,8 @@ mod tests {
     const ME: (NodeId, Boot) = (NodeId(1), Boot(5));
 
     fn map(version: u32, owners: &[(u16, u64, u32)]) -> ClusterMap {
-        let node = |id| MapNode {
-            id: NodeId(id),
-            host: HostId(id),
-            boot: Boot(5),
-            state: NodeState::Live,
-            witness: false,
-            birth: 0,
-        };
+        let node =
+            |id| MapNode { boot: Boot(5), state: NodeState::Live, ..MapNode::new(NodeId(id), HostId(id)) };
         let shape = MapShape::new((8, 1), vec![node(1), node(2)], NodeId(1), vec![0, 1], 2, 0).unwrap();
         let address = |(id, boot, term): &(u16, u64, u32)| MapAddress {
             owner: NodeId(*id),

@@ -196,14 +196,7 @@ fn start_with(
 
 /// A map by which `node` in its life `boot` holds the one service address.
 fn map(node: u16, boot: u64) -> ClusterMap {
-    let own = MapNode {
-        id: NodeId(node),
-        host: HostId(1),
-        boot: Boot(boot),
-        state: NodeState::Live,
-        witness: false,
-        birth: 0,
-    };
+    let own = MapNode { boot: Boot(boot), state: NodeState::Live, ..MapNode::new(NodeId(node), HostId(1)) };
     let shape = MapShape::new((8, 1), vec![own], NodeId(node), vec![0], 1, 0).unwrap();
     let address = MapAddress { owner: NodeId(node), boot: Boot(boot), term: Term(3) };
     ClusterMap { version: 9, addresses: vec![address], ..shape.empty_map() }

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::Settings;
-use crate::proto::map::{MapError, MapNode, MapShape, NodeState};
-use crate::types::{Boot, HostId};
+use crate::proto::map::{MapError, MapNode, MapShape};
+use crate::types::HostId;
 
 /// The service addresses, numbered as in the map: by their first endpoint.
 pub(super) fn service_ips(settings: &Settings) -> Vec<IpAddr> {
@@ -26,12 +26,8 @@ pub fn map_shape(settings: &Settings) -> Result<MapShape, MapError> {
     let number = |endpoint: &SocketAddr| ips.iter().position(|ip| *ip == endpoint.ip()).unwrap_or(0) as u16;
     let endpoints = settings.service.iter().map(number).collect();
     let nodes = settings.nodes.iter().map(|node| MapNode {
-        id: node.id,
-        host: settings.nodes.host_of(node.id).unwrap_or(HostId(0)),
-        boot: Boot(0),
-        state: NodeState::Gone,
         witness: settings.witness.contains(&node.id),
-        birth: 0,
+        ..MapNode::new(node.id, settings.nodes.host_of(node.id).unwrap_or(HostId(0)))
     });
     let Settings { slots, shards, owner, r, commit, .. } = *settings;
     MapShape::new((slots, shards), nodes.collect(), owner, endpoints, r, commit)

@@ -194,14 +194,7 @@ impl Node {
 }
 
 fn map(version: u32, owner: u16) -> Arc<ClusterMap> {
-    let node = |id| MapNode {
-        id: NodeId(id),
-        host: HostId(id),
-        boot: BOOT,
-        state: NodeState::Live,
-        witness: false,
-        birth: 0,
-    };
+    let node = |id| MapNode { boot: BOOT, state: NodeState::Live, ..MapNode::new(NodeId(id), HostId(id)) };
     let shape = MapShape::new((SLOTS, 1), vec![node(1), node(2)], NodeId(1), vec![0], 2, 0).unwrap();
     let address = MapAddress { owner: NodeId(owner), boot: BOOT, term: Term(version) };
     Arc::new(ClusterMap { version, addresses: vec![address], ..shape.empty_map() })

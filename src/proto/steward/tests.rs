@@ -6,14 +6,7 @@ use crate::types::{Boot, HostId, Nanos, NodeId};
 use proptest::prelude::*;
 
 fn shape(hosts: &[u16], replicas: usize) -> MapShape {
-    let node = |(n, host): (usize, &u16)| MapNode {
-        id: NodeId(n as u16 + 1),
-        host: HostId(*host),
-        boot: Boot(0),
-        state: NodeState::Gone,
-        witness: false,
-        birth: 0,
-    };
+    let node = |(n, host): (usize, &u16)| MapNode::new(NodeId(n as u16 + 1), HostId(*host));
     let nodes = hosts.iter().enumerate().map(node).collect();
     MapShape::new((4096, 1), nodes, NodeId(1), vec![0], replicas, 0).unwrap()
 }

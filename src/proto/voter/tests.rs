@@ -7,7 +7,7 @@ use proptest::prelude::{any, prop_assert, proptest};
 
 use super::letter::Letter;
 use super::{Voter, VoterCounters, VoterError};
-use crate::proto::map::{ClusterMap, MapNode, MapShape, NodeState};
+use crate::proto::map::{ClusterMap, MapNode, MapShape};
 use crate::types::{Boot, HostId, NodeId};
 
 const ELECTION: u64 = 10;
@@ -15,14 +15,7 @@ const ELECTION: u64 = 10;
 const DECIDES_WITHIN: u64 = 20 * ELECTION;
 
 fn empty_map() -> ClusterMap {
-    let nodes = [1, 2, 3].map(|id| MapNode {
-        id: NodeId(id),
-        host: HostId(id),
-        boot: Boot(0),
-        state: NodeState::Gone,
-        witness: false,
-        birth: 0,
-    });
+    let nodes = [1, 2, 3].map(|id| MapNode::new(NodeId(id), HostId(id)));
     let shape = MapShape::new((64, 1), nodes.into(), NodeId(1), vec![0], 3, 0);
     shape.expect("a shape").empty_map()
 }

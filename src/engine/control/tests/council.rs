@@ -2,18 +2,11 @@
 
 use super::{AGREED, Rig, config as settings, start};
 use crate::engine::control::CouncilConfig;
-use crate::proto::map::{MapNode, MapShape, NodeState};
+use crate::proto::map::{MapNode, MapShape};
 use crate::types::{Boot, HostId, Nanos, NodeId};
 
 pub(super) fn config(nodes: u16, stored: Option<Vec<u8>>) -> CouncilConfig {
-    let node = |n| MapNode {
-        id: NodeId(n),
-        host: HostId(n),
-        boot: Boot(0),
-        state: NodeState::Gone,
-        witness: false,
-        birth: 0,
-    };
+    let node = |n| MapNode::new(NodeId(n), HostId(n));
     let nodes: Vec<MapNode> = (1..=nodes).map(node).collect();
     CouncilConfig {
         voters: nodes.iter().map(|n| n.id).collect(),
