@@ -102,7 +102,8 @@ impl Nodes {
                 && sum(&status, "engine", "slots_recovering") == 0
         };
         let served = until(Duration::from_secs(10), || self.nodes.iter().any(serves));
-        assert!(served, "nobody serves: {:?}", self.ask(&self.nodes[0], STATUS));
+        let all: Vec<_> = self.nodes.iter().map(|node| self.ask(node, STATUS)).collect();
+        assert!(served, "nobody serves: {all:?}");
     }
 
     /// A figure of the shards' engines of a node, summed.

@@ -66,15 +66,15 @@ impl Owner {
         }
     }
 
-    /// Drops the entries that every member holds, and every learner that is being waited for. Returns whether
-    /// `stable` grew.
+    /// Drops the entries that every member holds, and every learner that is being waited for. A learner that was
+    /// promoted may still lack what was stable without it. Returns whether `stable` grew.
     pub(super) fn update_stable(&mut self) -> bool {
         let before = self.stable;
         if let Some(stable) = self.followers.iter().filter(|f| f.counted()).map(|f| f.held).min() {
             self.stable = self.stable.max(stable);
         }
-        let learners = self.followers.iter().filter(|f| f.learner && !f.lost && !f.outpaced).map(|f| f.held);
-        let keep_from = learners.min().map_or(self.stable, |held| held.min(self.stable)).next();
+        let waited_for = self.followers.iter().filter(|f| !f.lost && !f.outpaced).map(|f| f.held);
+        let keep_from = waited_for.min().map_or(self.stable, |held| held.min(self.stable)).next();
         if let Some(term) = self.term_at(keep_from.prev().min(self.tail())) {
             self.before = term;
         }

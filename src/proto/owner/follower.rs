@@ -161,6 +161,9 @@ impl Owner {
         if !self.followers[index].wants(tail) {
             return false;
         }
+        if self.followers[index].learner && self.followers[index].sent.next().0 < self.log.first() {
+            self.teach(index);
+        }
         if !self.followers[index].started && !self.write_start(index, now, sink) {
             return true;
         }

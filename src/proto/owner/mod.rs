@@ -13,6 +13,8 @@ pub mod follower;
 pub mod members;
 pub mod recovery;
 pub mod repair;
+#[cfg(test)]
+mod tests;
 
 use super::Safeguards;
 use super::map::Group;

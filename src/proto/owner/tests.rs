@@ -1,0 +1,126 @@
+use super::*;
+use crate::proto::map::MapMember;
+use crate::types::{CallKey, HostId};
+use crate::wire::frame::Frame;
+use zerocopy::FromBytes;
+
+const NOW: Nanos = Nanos::from_secs(1);
+
+/// Frames that were written, by what they are.
+#[derive(Default)]
+struct Written {
+    starts: Vec<(u64, u16)>,
+    segments: Vec<(u64, u16)>,
+}
+
+impl follower::FrameSink for Written {
+    fn room(&self) -> usize {
+        1_400
+    }
+
+    fn next_datagram(&mut self) {}
+
+    fn frame(&mut self, frame: &Frame<'_>) {
+        match frame {
+            Frame::Start(start) => self.starts.push((start.tail.get(), start.flags.get())),
+            Frame::Segment(header, _) => self.segments.push((header.first.get(), header.count.get())),
+            _ => {}
+        }
+    }
+}
+
+fn member(id: u16) -> MapMember {
+    MapMember { node: NodeId(id), host: HostId(id), boot: Boot(1), join: 1 }
+}
+
+fn group(members: &[u16], learners: &[u16]) -> Group {
+    let of = |ids: &[u16]| ids.iter().map(|id| member(*id)).collect();
+    Group { members: of(members), learners: of(learners), ..Group::default() }
+}
+
+fn owner(window: u64) -> Owner {
+    let safeguards = Safeguards::default();
+    let config = OwnerConfig { commit: 2, window, tell_after: Nanos::from_millis(1), address: 0, safeguards };
+    let lane = |node: NodeId| usize::from(node.0);
+    let mut owner = Owner::new(Slot(0), Term(1), config, Survived::default(), &group(&[1, 2], &[3]), lane);
+    for id in 1..=3 {
+        let sealed = frame::Sealed {
+            term: 1.into(),
+            join: 1.into(),
+            ..frame::Sealed::read_from_bytes(&[0; size_of::<frame::Sealed>()]).unwrap()
+        };
+        owner.on_trust(NodeId(id), Some(Boot(1)));
+        owner.on_sealed(NodeId(id), Boot(1), &sealed).unwrap();
+    }
+    owner
+}
+
+fn append(owner: &mut Owner) {
+    let kind = EntryKind::Packet {
+        call: CallKey(1),
+        source: Endpoint { ip: [0; 16], port: 1 },
+        local: LocalId(0),
+        payload: b"x",
+    };
+    owner.append(NOW, Entry { time: NOW, term: Term(1), kind }).unwrap();
+}
+
+fn ack(owner: &mut Owner, id: u16, held: u64) {
+    let ack = frame::Ack {
+        term: 1.into(),
+        join: 1.into(),
+        held: held.into(),
+        executed: held.into(),
+        deadline: u64::MAX.into(),
+        ..frame::Ack::read_from_bytes(&[0; size_of::<frame::Ack>()]).unwrap()
+    };
+    owner.on_ack(NOW, NodeId(id), Boot(1), &ack).unwrap();
+}
+
+fn written(owner: &mut Owner, id: u16) -> Written {
+    let mut written = Written::default();
+    owner.write_for(usize::from(id), NOW, &mut written);
+    written
+}
+
+#[test]
+fn what_a_promoted_learner_may_lack_is_kept_for_it() {
+    let mut owner = owner(8);
+    for position in 1..=3 {
+        append(&mut owner);
+        (1..=3).for_each(|id| drop(written(&mut owner, id)));
+        ack(&mut owner, 1, position);
+        ack(&mut owner, 2, position);
+    }
+    ack(&mut owner, 3, 2);
+    assert_eq!((owner.stable(), owner.log.first()), (Position(3), 3), "the learner lacks entry 3");
+    owner.on_group(&group(&[1, 2, 3], &[]), |node| usize::from(node.0));
+    assert_eq!(owner.log.first(), 3, "and is a member all the same");
+    owner.on_trust(NodeId(3), None);
+    owner.on_trust(NodeId(3), Some(Boot(1)));
+    assert_eq!(written(&mut owner, 3).segments, [(3, 1)], "it gets what it lacks");
+    ack(&mut owner, 3, 3);
+    assert_eq!(owner.log.first(), 4);
+}
+
+#[test]
+fn a_learner_that_was_not_waited_for_begins_anew_or_counts_for_nothing() {
+    let outpaced = || {
+        let mut owner = owner(4);
+        drop(written(&mut owner, 3));
+        for position in 1..=6 {
+            append(&mut owner);
+            ack(&mut owner, 1, position);
+            ack(&mut owner, 2, position);
+        }
+        assert!(owner.followers()[2].outpaced && owner.log.first() > 1, "{owner:?}");
+        owner
+    };
+    let mut again = outpaced();
+    let said = written(&mut again, 3);
+    assert_eq!((said.starts, said.segments), (vec![(6, frame::START_LEARN)], vec![(7, 0)]));
+    let mut promoted = outpaced();
+    promoted.on_group(&group(&[1, 2, 3], &[]), |node| usize::from(node.0));
+    assert_eq!(promoted.lost().collect::<Vec<_>>(), [NodeId(3)]);
+    assert_eq!(written(&mut promoted, 3).segments, []);
+}
