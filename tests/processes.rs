@@ -171,3 +171,32 @@ fn nothing_outlives_a_cluster() {
         assert!(ended.err.contains("every node has ended"), "{ended:?}");
     });
 }
+
+/// The node that has taken over dies while the one it took over from comes back: the third has everything.
+#[test]
+fn an_heir_dies_while_the_frozen_owner_comes_back() {
+    sandboxed("an_heir_dies_while_the_frozen_owner_comes_back", &[], Otherwise::RunHere, || {
+        for after in [5, 60] {
+            let cluster = Local::start(&[]);
+            let replay = Replay::start(cluster.service, 50, 2.0);
+            sleep(Duration::from_millis(700));
+            cluster.nodes.signal(1, Signal::Stop);
+            sleep(Duration::from_millis(500));
+            let map = cluster.nodes.status(2)["control"]["map"].clone();
+            let heir = map["addresses"][0]["owner"].as_u64().unwrap() as u16;
+            assert_ne!(heir, 1, "its address has moved");
+            cluster.nodes.signal(1, Signal::Continue);
+            sleep(Duration::from_millis(after));
+            cluster.nodes.kill_engine(heir);
+            let report = replay.finish();
+            println!("heir killed after {after} ms: {}", report.line());
+            assert_eq!(report.count("corrupted"), 0, "{}", report.line());
+            cluster.nodes.wait_until_served();
+            let report = Replay::start(cluster.service, 50, 1.5).finish();
+            report.assert_clean(&format!("after the heir was killed, {after} ms"));
+            cluster.nodes.wait_until_met();
+            cluster.nodes.assert_agree(&[1, 2, 3]);
+            cluster.interrupt();
+        }
+    });
+}

@@ -56,6 +56,11 @@ impl Nodes {
         let _ = signal(engine, Signal::Kill);
     }
 
+    /// Kills only the engine of a node: its supervisor tells of it, and starts another.
+    pub(crate) fn kill_engine(&self, id: u16) {
+        signal(self.node(id).engine(), Signal::Kill).unwrap();
+    }
+
     /// Asks until every shard has found the time to answer: on a busy machine it may have none for a while.
     fn ask(&self, node: &Node, question: &str) -> Result<Value, AskError> {
         let mut answer = ask(node.control, &self.key, question, Nanos::from_secs(2));
