@@ -1,3 +1,5 @@
+//! What an owner keeps for followers that may still lack it.
+
 use super::*;
 use crate::proto::map::MapMember;
 use crate::types::{CallKey, HostId};
