@@ -8,9 +8,12 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
+use tandem::cli::local::Folder;
+use tandem::cli::status::Picture;
 use tandem::config::{Settings, resolve_from_environment};
 use tandem::io::operator::{self, STATUS};
+use tandem::io::sys_process::{Signal, signal};
 use tandem::types::{Nanos, NodeId};
 
 /// Set in the process that has a namespace for the bridge.
@@ -56,21 +59,34 @@ fn script(program: &str, args: &[&str], lines: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Cuts the link of a node, both ways.
+/// Cuts the link of a node, both ways: to the other nodes and to the client.
 pub(crate) fn cut(node: NodeId) -> anyhow::Result<()> {
-    let rule = |side: &str| format!("add rule bridge tandem cut {side} port{} drop\n", node.0);
-    script("nft", &["-f", "-"], &(rule("iifname") + &rule("oifname")))
+    let rule =
+        |(chain, side): (&str, &str)| format!("add rule bridge tandem {chain} {side} port{} drop\n", node.0);
+    let ways = [("cut", "iifname"), ("cut", "oifname"), ("heard", "iifname"), ("told", "oifname")];
+    script("nft", &["-f", "-"], &ways.map(rule).concat())
 }
 
 /// Mends every link.
 pub(crate) fn mend() -> anyhow::Result<()> {
-    script("nft", &["-f", "-"], "flush chain bridge tandem cut\n")
+    script("nft", &["-f", "-"], "flush table bridge tandem\n")
 }
 
-/// A running cluster on a bridge; its processes end with it.
+/// One node and the cable to it.
+struct Plugged {
+    id: NodeId,
+    child: Child,
+    /// The process that holds its state, as it was when last asked.
+    engine: u32,
+}
+
+/// A running cluster on a bridge; its processes and files end with it.
 pub(crate) struct Bridged {
     pub(crate) settings: Settings,
-    pub(crate) nodes: Vec<(NodeId, Child)>,
+    nodes: Vec<Plugged>,
+    environment: Vec<(String, String)>,
+    program: String,
+    folder: Folder,
 }
 
 impl Bridged {
@@ -82,39 +98,52 @@ impl Bridged {
             &["-batch", "-"],
             "link add name tandem0 type bridge\nlink set tandem0 up\naddr add 10.77.0.254/24 dev tandem0\n",
         )?;
-        let chain = "add table bridge tandem\nadd chain bridge tandem cut { type filter hook forward priority 0; }\nflush chain bridge tandem cut\n";
+        let chain = "add table bridge tandem\nadd chain bridge tandem cut { type filter hook forward priority 0; }\n\
+            add chain bridge tandem heard { type filter hook input priority 0; }\n\
+            add chain bridge tandem told { type filter hook output priority 0; }\nflush table bridge tandem\n";
         script("nft", &["-f", "-"], chain)?;
-        let address = |id: u16| format!("10.77.0.{id}");
-        let nodes: Vec<String> =
-            (1..=NODES).map(|id| format!("{id}@host{id}={}:7100", address(id))).collect();
+        let nodes: Vec<String> = (1..=NODES).map(|id| format!("{id}@host{id}=10.77.0.{id}:7100")).collect();
         let flags = [
             ("NODE", "1".to_owned()),
             ("NODES", nodes.join(",")),
-            ("SERVICE", format!("{}:5060", address(1))),
+            ("SERVICE", "10.77.0.100:5060".to_owned()),
             ("SHARDS", "1".to_owned()),
-            ("LOG", "warn".to_owned()),
+            ("LOG", "error".to_owned()),
             ("PIN", "off".to_owned()),
             ("CLUSTER_KEY", "c0ffee".repeat(8)),
         ];
         let resolved = resolve_from_environment(&flags.map(|(name, value)| (name.to_owned(), value)));
-        let environment = resolved.environment();
-        let mut cluster = Bridged { settings: resolved.settings?, nodes: Vec::new() };
+        let mut cluster = Bridged {
+            environment: resolved.environment(),
+            settings: resolved.settings?,
+            nodes: Vec::new(),
+            program: program.to_owned(),
+            folder: Folder::new()?,
+        };
         for id in 1..=NODES {
-            let mut command = Command::new("unshare");
-            // The node starts once its link stands.
-            command.args(["-n", "sh", "-c", "read -r go && exec \"$0\" node --until-stdin-closes", program]);
-            command.envs(environment.iter().cloned()).env("TANDEM_NODE", id.to_string());
-            let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-            cluster.nodes.push((NodeId(id), child));
-            cluster.plug_in(id)?;
+            let node = cluster.plug_in(NodeId(id))?;
+            cluster.nodes.push(node);
         }
-        cluster.wait_until_met()?;
+        cluster.wait_until_whole(READY_WITHIN)?;
         Ok(cluster)
     }
 
-    /// Gives the newest node its end of a cable, and lets it start.
-    fn plug_in(&mut self, id: u16) -> anyhow::Result<()> {
-        let (_, child) = self.nodes.last_mut().context("no node")?;
+    /// Starts a node in a namespace of its own, at the end of a new cable.
+    fn plug_in(&self, node: NodeId) -> anyhow::Result<Plugged> {
+        let id = node.0;
+        let mut command = Command::new("unshare");
+        // The node starts once its link stands.
+        command.args([
+            "-n",
+            "sh",
+            "-c",
+            "read -r go && exec \"$0\" node --until-stdin-closes",
+            &self.program,
+        ]);
+        command.envs(self.environment.iter().cloned()).env("TANDEM_NODE", id.to_string());
+        command.env("TANDEM_DATA_DIR", self.folder.folder(&id.to_string(), "data")?);
+        command.env("TANDEM_RUN_DIR", self.folder.folder(&id.to_string(), "run")?);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         let pid = child.id();
         let space = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net"));
         let start = Instant::now();
@@ -129,20 +158,72 @@ impl Bridged {
         let inside = format!("link set lo up\naddr add 10.77.0.{id}/24 dev end{id}\nlink set end{id} up\n");
         script("nsenter", &["-t", &pid.to_string(), "-n", "ip", "-batch", "-"], &inside)?;
         child.stdin.as_mut().context("no input")?.write_all(b"go\n")?;
+        Ok(Plugged { id: node, engine: pid, child })
+    }
+
+    fn node(&self, node: NodeId) -> anyhow::Result<&Plugged> {
+        self.nodes.iter().find(|n| n.id == node).with_context(|| format!("there is no {node}"))
+    }
+
+    /// The nodes, each with the process that holds its state.
+    pub(crate) fn pids(&self) -> Vec<(NodeId, u32)> {
+        self.nodes.iter().map(|node| (node.id, node.engine)).collect()
+    }
+
+    /// Asks every node which process its engine is now.
+    pub(crate) fn find_engines(&mut self) {
+        for at in 0..self.nodes.len() {
+            let status = self.status(self.nodes[at].id).ok();
+            if let Some(pid) = status.and_then(|status| u32::try_from(status["pid"].as_u64()?).ok()) {
+                self.nodes[at].engine = pid;
+            }
+        }
+    }
+
+    /// Kills a node's supervisor and engine at once. Its namespace goes with them, and with that its addresses and
+    /// its cable, as if its host had died.
+    pub(crate) fn kill_node(&self, node: NodeId) -> anyhow::Result<()> {
+        let node = self.node(node)?;
+        signal(node.child.id(), Signal::Kill)?;
+        // It may have ended with its supervisor.
+        let _ = signal(node.engine, Signal::Kill);
         Ok(())
     }
 
-    fn wait_until_met(&self) -> anyhow::Result<()> {
+    /// Starts a node again that was killed.
+    pub(crate) fn start_again(&mut self, node: NodeId) -> anyhow::Result<()> {
+        let at =
+            self.nodes.iter().position(|n| n.id == node).with_context(|| format!("there is no {node}"))?;
+        self.nodes[at].child.wait()?;
         let start = Instant::now();
-        for (node, _) in &self.nodes {
-            while !self.status(*node).is_ok_and(|status| status["control"]["all_joined"] == true) {
-                if start.elapsed() > READY_WITHIN {
-                    bail!("{node} has not met the others within {READY_WITHIN:?}");
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
+        let cable = format!("/sys/class/net/port{}", node.0);
+        while std::path::Path::new(&cable).exists() {
+            ensure!(start.elapsed() < READY_WITHIN, "the cable of {node} is still there");
+            std::thread::sleep(Duration::from_millis(5));
         }
+        self.nodes[at] = self.plug_in(node)?;
         Ok(())
+    }
+
+    /// The state of the cluster as the nodes that answer tell it.
+    pub(crate) fn picture(&self) -> Picture {
+        let answers: Vec<_> = self.nodes.iter().filter_map(|node| self.status(node.id).ok()).collect();
+        Picture::new(&self.settings, &answers, None)
+    }
+
+    /// Waits until all nodes answer and every slot has its members.
+    pub(crate) fn wait_until_whole(&mut self, patience: Duration) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let picture = self.picture();
+            let all = picture.nodes.iter().all(|node| node.answered);
+            if all && picture.is_whole() && picture.slots.served > 0 {
+                self.find_engines();
+                return Ok(());
+            }
+            ensure!(start.elapsed() < patience, "not whole after {patience:?}: {:?}", picture.slots);
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub(crate) fn status(&self, node: NodeId) -> anyhow::Result<serde_json::Value> {
@@ -154,10 +235,11 @@ impl Bridged {
 
 impl Drop for Bridged {
     fn drop(&mut self) {
-        for (_, child) in &mut self.nodes {
-            // One that has ended needs no killing.
-            let _ = child.kill();
-            let _ = child.wait();
+        for node in &mut self.nodes {
+            // Those that have ended need no killing.
+            let _ = node.child.kill();
+            let _ = signal(node.engine, Signal::Kill);
+            let _ = node.child.wait();
         }
     }
 }

@@ -1,21 +1,20 @@
 //! What clients notice when a master dies, freezes, or loses its link (modes sigkill, sigstop, cut: the owner lives
-//! on), and when the owner dies, by itself or with its host (modes owner, host): the gap in the replies, and whether
-//! anything was lost or answered twice.
+//! on), and when the owner does (modes owner, host: its engine alone, or its host; owner-stop, owner-cut): the gap in
+//! the replies, and whether anything was lost or answered twice.
 
 mod bridge;
 mod common;
+mod subject;
 mod world;
 
 use anyhow::{Context, bail};
-use bridge::Bridged;
 use common::{Args, table};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::thread::JoinHandle;
+use subject::{Cluster, Fault};
 use tandem::cli::load::Load;
-use tandem::cli::local::LocalCluster;
 use tandem::cli::replay::{Control, Expect, Options, Runner};
 use tandem::io::sys_process::{Signal, signal};
 use tandem::types::{Nanos, NodeId};
@@ -33,170 +32,8 @@ const AWAY: Nanos = Nanos::from_millis(500);
 const TAIL: Nanos = Nanos::from_millis(250);
 /// The same after the death of an owner.
 const OWNER_TAIL: Nanos = Nanos::from_secs(1);
-/// How long a dead owner may take to be a full member again: its supervisor waits longer after each death.
-const WHOLE_WITHIN: Duration = Duration::from_secs(40);
-/// How long a node that was away may take until it is master again.
-const BACK_WITHIN: Duration = Duration::from_secs(5);
-
-#[derive(Copy, Clone, PartialEq, Eq)]
-enum Fault {
-    SigKill,
-    SigStop,
-    Cut,
-    Owner,
-    Host,
-}
-
-impl Fault {
-    const ALL: [Fault; 5] = [Fault::SigKill, Fault::SigStop, Fault::Cut, Fault::Owner, Fault::Host];
-
-    fn name(self) -> &'static str {
-        match self {
-            Fault::SigKill => "sigkill",
-            Fault::SigStop => "sigstop",
-            Fault::Cut => "cut",
-            Fault::Owner => "owner",
-            Fault::Host => "host",
-        }
-    }
-
-    /// Whether the node that holds the service address dies.
-    fn of_owner(self) -> bool {
-        matches!(self, Fault::Owner | Fault::Host)
-    }
-
-    /// Whether the same process goes on when the fault is over.
-    fn returns(self) -> bool {
-        matches!(self, Fault::SigStop | Fault::Cut)
-    }
-
-    /// Silences that begin this long after a mark belong to it. A signal works at once; what `nft` is told works
-    /// some time later. The calls of one master are a third of all, so that among many intervals between their
-    /// packets there is always a long one: the shorter, the better.
-    fn window(self) -> Nanos {
-        Nanos::from_millis(match self {
-            Fault::Cut => 30,
-            Fault::SigKill | Fault::SigStop => 2,
-            Fault::Owner | Fault::Host => 10,
-        })
-    }
-
-    /// Suspicions that a fault causes although the victim's beats never stop: a cut link silences it for two
-    /// others, and them for it.
-    fn rightful(self) -> u64 {
-        if self == Fault::Cut { 4 } else { 0 }
-    }
-}
-
-/// A cluster of either kind.
-enum Cluster {
-    Local(LocalCluster),
-    Bridged(Bridged),
-}
-
-impl Cluster {
-    fn start(fault: Fault) -> anyhow::Result<Cluster> {
-        Ok(match fault {
-            Fault::Cut => Cluster::Bridged(Bridged::start(&std::env::var(world::PROGRAM)?)?),
-            _ => Cluster::Local(world::cluster(3)?),
-        })
-    }
-
-    fn settings(&self) -> &tandem::config::Settings {
-        match self {
-            Cluster::Local(local) => &local.settings,
-            Cluster::Bridged(bridged) => &bridged.settings,
-        }
-    }
-
-    fn service(&self) -> SocketAddr {
-        self.settings().service[0]
-    }
-
-    fn pids(&self) -> Vec<(NodeId, u32)> {
-        match self {
-            Cluster::Local(local) => local.nodes.iter().map(|node| (node.id, node.engine_pid)).collect(),
-            Cluster::Bridged(bridged) => bridged.nodes.iter().map(|(id, child)| (*id, child.id())).collect(),
-        }
-    }
-
-    fn status(&self, node: NodeId) -> anyhow::Result<Value> {
-        match self {
-            Cluster::Local(local) => Ok(local.status(node)?),
-            Cluster::Bridged(bridged) => bridged.status(node),
-        }
-    }
-
-    fn local(&mut self) -> anyhow::Result<&mut LocalCluster> {
-        match self {
-            Cluster::Local(local) => Ok(local),
-            Cluster::Bridged(_) => bail!("the nodes on the bridge are not killed"),
-        }
-    }
-
-    /// Who holds the service address now.
-    fn owner(&self) -> NodeId {
-        match self {
-            Cluster::Local(local) => local.picture().owner().unwrap_or(local.settings.owner),
-            Cluster::Bridged(bridged) => bridged.settings.owner,
-        }
-    }
-
-    fn strike(&self, fault: Fault, node: NodeId, pid: u32) -> anyhow::Result<()> {
-        match (fault, self) {
-            (Fault::Owner, Cluster::Local(local)) => local.kill_engine(node),
-            (Fault::Host, Cluster::Local(local)) => local.kill_node(node),
-            (Fault::SigKill, _) => Ok(signal(pid, Signal::Kill)?),
-            (Fault::SigStop, _) => Ok(signal(pid, Signal::Stop)?),
-            _ => Ok(()),
-        }
-    }
-
-    /// Brings a dead owner back; returns how long it took until every slot had all its members again.
-    fn restore(&mut self, fault: Fault, victim: NodeId) -> anyhow::Result<f64> {
-        let start = Instant::now();
-        let local = self.local()?;
-        if fault == Fault::Host {
-            local.start_again(victim)?;
-        }
-        let all = local.nodes.len();
-        while local.picture().nodes.iter().filter(|node| node.answered).count() < all {
-            if start.elapsed() > WHOLE_WITHIN {
-                bail!("{victim} is not back after {WHOLE_WITHIN:?}");
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        local.wait_until_whole(WHOLE_WITHIN.saturating_sub(start.elapsed()))?;
-        local.find_engines();
-        Ok(start.elapsed().as_secs_f64())
-    }
-
-    /// The sum over `nodes` of suspicions that turned out wrong.
-    fn wrong_suspicions(&self, nodes: &[NodeId]) -> u64 {
-        let one = |node: &NodeId| self.status(*node).ok()?["control"]["wrong_suspicions"].as_u64();
-        nodes.iter().filter_map(one).sum()
-    }
-
-    /// The slots of which each node is master.
-    fn masters(&self) -> anyhow::Result<Vec<(u64, u64)>> {
-        let status = self.status(self.owner())?;
-        let masters =
-            serde_json::from_value::<Vec<(u64, u64)>>(status["shards"][0]["engine"]["masters"].clone());
-        masters.context("the owner's status names no masters")
-    }
-
-    /// Waits until masterships lie as they did.
-    fn settle(&self, as_before: &[(u64, u64)]) -> anyhow::Result<()> {
-        let start = Instant::now();
-        while self.masters().map_or(true, |masters| masters != as_before) {
-            if start.elapsed() > BACK_WITHIN {
-                bail!("masterships are not back {BACK_WITHIN:?} after the fault: {:?}", self.masters());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    }
-}
+/// How long an owner is away: longer than its lease, and until another has its addresses.
+const OWNER_AWAY: Nanos = Nanos::from_secs(1);
 
 /// What one fault did.
 #[derive(Default)]
@@ -224,7 +61,11 @@ fn one(cluster: &Cluster, fault: Fault, rate: f64, seed: u32) -> anyhow::Result<
     let nodes: Vec<NodeId> = pids.iter().map(|(id, _)| *id).collect();
     let wrong_before = cluster.wrong_suspicions(&nodes);
     let returns = fault.returns();
-    let away = if returns { AWAY } else { Nanos::ZERO };
+    let away = match (returns, fault.of_owner()) {
+        (false, _) => Nanos::ZERO,
+        (true, false) => AWAY,
+        (true, true) => OWNER_AWAY,
+    };
     let tail = if fault.of_owner() { OWNER_TAIL } else { TAIL };
     let load = Load::new(CALLS, rate, LEAD + CALM + away + tail, seed);
     let options = Options {
@@ -236,9 +77,9 @@ fn one(cluster: &Cluster, fault: Fault, rate: f64, seed: u32) -> anyhow::Result<
     };
     let mut runner = Runner::new(load.traffic(), options)?;
     let mut victim = None;
-    let (mut struck, mut back) = (false, false);
+    let (mut struck, mut cut, mut back) = (false, false, false);
     let mut failed = None;
-    let mut helpers = Vec::new();
+    let mut helpers: Vec<JoinHandle<anyhow::Result<()>>> = Vec::new();
     let outcome = runner.run(&mut |live| {
         if victim.is_none() && live.now >= LEAD {
             let calls = live.calls_by_node();
@@ -250,22 +91,29 @@ fn one(cluster: &Cluster, fault: Fault, rate: f64, seed: u32) -> anyhow::Result<
         let Some((node, pid)) = victim.copied() else { return Control::Continue };
         if !struck && live.now >= LEAD + CALM {
             struck = true;
-            if fault.of_owner() {
-                live.mark_outage(fault.name(), node, fault.window());
-            } else {
-                live.mark(fault.name(), Some(node), fault.window());
+            match fault {
+                // It is away once its link is cut.
+                Fault::OwnerCut => {}
+                _ if fault.of_owner() => live.mark_outage(fault.name(), node, fault.window()),
+                _ => live.mark(fault.name(), Some(node), fault.window()),
             }
             match fault {
                 // `nft` takes a while, and the load must not wait for it.
-                Fault::Cut => helpers.push(std::thread::spawn(move || bridge::cut(node))),
+                Fault::Cut | Fault::OwnerCut => {
+                    helpers.push(std::thread::spawn(move || bridge::cut(node)));
+                }
                 _ => failed = cluster.strike(fault, node, pid).err(),
             }
         }
-        if returns && !back && live.now >= LEAD + CALM + AWAY {
+        if fault == Fault::OwnerCut && !cut && helpers.first().is_some_and(JoinHandle::is_finished) {
+            cut = true;
+            live.mark_outage(fault.name(), node, fault.window());
+        }
+        if returns && !back && live.now >= LEAD + CALM + away {
             back = true;
             live.mark("back", None, RETURN_WINDOW);
             match fault {
-                Fault::Cut => helpers.push(std::thread::spawn(bridge::mend)),
+                Fault::Cut | Fault::OwnerCut => helpers.push(std::thread::spawn(bridge::mend)),
                 _ => failed = signal(pid, Signal::Continue).err().map(Into::into),
             }
         }
@@ -305,24 +153,21 @@ fn one(cluster: &Cluster, fault: Fault, rate: f64, seed: u32) -> anyhow::Result<
 /// Rounds with a dead owner, all on one cluster, which is whole again before each.
 fn of_owner(fault: Fault, kills: usize, rate: f64) -> anyhow::Result<Vec<Seen>> {
     let mut cluster = Cluster::start(fault)?;
-    if cluster.local()?.picture().map_version.is_none() {
-        eprintln!(
-            "SKIPPED: mode {}: these nodes agree on no map, so that nobody replaces an owner",
-            fault.name()
-        );
-        return Ok(Vec::new());
-    }
     let mut seen = Vec::new();
     for number in 0..kills {
         let victim = cluster.owner();
         let mut found = one(&cluster, fault, rate, number as u32 + 1)?;
+        if cluster.owner() == victim {
+            bail!("{victim} is the owner still: the fault has moved nothing");
+        }
         let restored = cluster.restore(fault, victim)?;
         found.restored_s = Some(restored);
         eprintln!(
-            "{} {}: {victim}, gap {:.2} ms (calm {:.2}), lost {}, unaccepted {}, duplicated {}, doubled {}, \
+            "{} {} ({}): {victim}, gap {:.2} ms (calm {:.2}), lost {}, unaccepted {}, duplicated {}, doubled {}, \
              whole after {restored:.2} s",
             fault.name(),
             number + 1,
+            cluster.kind(),
             found.gap_ms,
             found.calm_gap_ms,
             found.lost,
@@ -375,7 +220,7 @@ fn all(fault: Fault, kills: usize, rate: f64) -> anyhow::Result<Vec<Seen>> {
 fn percentiles(values: Vec<f64>) -> Value {
     let mut histogram = Histogram::<u64>::new(3).unwrap_or_else(|e| unreachable!("3 digits are valid: {e}"));
     for value in values.iter().filter(|value| value.is_finite()) {
-        histogram.saturating_record((value * 1000.0) as u64);
+        histogram.record((value * 1000.0) as u64).unwrap_or_else(|e| unreachable!("it grows: {e}"));
     }
     let at = |q| (!histogram.is_empty()).then(|| histogram.value_at_quantile(q) as f64 / 1000.0);
     json!({ "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": at(1.0) })
@@ -402,13 +247,14 @@ fn measure(args: &Args) -> anyhow::Result<Vec<Value>> {
     let mode = args.get("--mode").unwrap_or("all");
     let faults: Vec<Fault> = Fault::ALL.into_iter().filter(|f| mode == "all" || mode == f.name()).collect();
     if faults.is_empty() {
-        bail!("--mode {mode}: give sigkill, sigstop, cut, owner, host or all");
+        bail!("--mode {mode}: give sigkill, sigstop, cut, owner, host, owner-stop, owner-cut or all");
     }
-    if faults.contains(&Fault::Cut) && !bridge::is_inside() {
-        eprintln!("SKIPPED: mode cut, which needs root and network namespaces: {:#}", bridge::enter());
+    if faults.iter().any(|fault| fault.needs_bridge() || fault.of_owner()) && !bridge::is_inside() {
+        let why = bridge::enter();
+        eprintln!("SKIPPED: modes cut, owner-stop, owner-cut; owner and host on loopback only: {why:#}");
     }
     let mut rows = Vec::new();
-    for fault in faults.into_iter().filter(|f| *f != Fault::Cut || bridge::is_inside()) {
+    for fault in faults.into_iter().filter(|f| !f.needs_bridge() || bridge::is_inside()) {
         let seen = all(fault, kills, rate)?;
         if !seen.is_empty() {
             rows.push(row(fault, rate, &seen));

@@ -5,6 +5,7 @@ mod cluster;
 mod places;
 
 pub use cluster::{ClusterArgs, LocalCluster, LocalNode};
+pub use places::Folder;
 
 use super::json;
 use anyhow::bail;

@@ -14,10 +14,14 @@ pub(super) fn free_ports(first: u16, count: u16) -> anyhow::Result<u16> {
 
 /// A new folder in the system's place for temporary ones; removed, with everything in it, when this is dropped.
 #[derive(Debug)]
-pub(super) struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    pub(super) fn new() -> anyhow::Result<Folder> {
+    /// A new one.
+    ///
+    /// # Errors
+    /// It cannot be created.
+    pub fn new() -> anyhow::Result<Folder> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("tandem-local-{}-{number}", std::process::id()));
@@ -29,7 +33,10 @@ impl Folder {
     }
 
     /// A folder in it, made when it is not there.
-    pub(super) fn folder(&self, of: &str, what: &str) -> anyhow::Result<PathBuf> {
+    ///
+    /// # Errors
+    /// It cannot be created.
+    pub fn folder(&self, of: &str, what: &str) -> anyhow::Result<PathBuf> {
         let path = self.path().join(of).join(what);
         std::fs::create_dir_all(&path)
             .with_context(|| format!("cannot create the folder {}", path.display()))?;
