@@ -130,7 +130,7 @@ fn row(calls: u64, packets: u64) -> Row {
 fn packet(n: u64) -> (Inbound<'static>, CallKey) {
     let source = Endpoint { ip: [1; 16], port: n as u16 };
     let key = u128::from(mix(n)) << 64 | u128::from(mix(!n));
-    (Inbound { source, local: LocalId(0), payload: &PAYLOAD }, CallKey(key))
+    (Inbound { source, local: LocalId::endpoint(0), payload: &PAYLOAD }, CallKey(key))
 }
 
 /// SplitMix64's output function.

@@ -83,6 +83,7 @@ impl Bench {
                 digest_every: 64,
                 hedge_after: Nanos::from_millis(1),
                 multicast: false,
+                founding: None,
                 safeguards: Safeguards::default(),
             };
             Shard::new(config, Echo { keys: KeyExtractor { rule: KeyRule::Rtp, seed: 7 } })
@@ -115,7 +116,7 @@ impl Bench {
             let call = (first + n) % calls;
             packet[8..12].copy_from_slice(&(call as u32).to_be_bytes());
             let source = Endpoint { ip: [3; 16], port: (call % 50_000) as u16 };
-            let inbound = Inbound { source, local: LocalId(0), payload: packet };
+            let inbound = Inbound { source, local: LocalId::endpoint(0), payload: packet };
             let shard = &mut self.shards[0];
             let key = shard.app().classify(&inbound).expect("an RTP packet");
             shard.on_client(now, key, &inbound).expect("a place in the log");

@@ -193,11 +193,40 @@ impl CallKey {
         debug_assert!(slots > 0);
         Slot((self.0 % u128::from(slots)) as u16)
     }
+
+    /// The call that stands for a slot itself: it takes the notices of the cluster ([`LocalId::NOTICE`]). No call id
+    /// hashes to it but by a chance of 2^-112.
+    pub const fn keeper(slot: Slot) -> CallKey {
+        CallKey(slot.0 as u128)
+    }
 }
 
-/// An index into the cluster's list of service endpoints (IP:PORT that clients talk to).
+/// Where a client's datagram came to, or an output leaves from, on this side.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct LocalId(pub u16);
+pub struct LocalId {
+    /// An index into the cluster's list of service endpoints (IP:PORT that clients talk to).
+    pub endpoint: u16,
+    /// A media port on that endpoint's address; 0: the endpoint's own port.
+    pub port: u16,
+}
+
+impl LocalId {
+    /// Of an entry: no client sent it but the cluster itself, to the keeper of its slot ([`CallKey::keeper`]). Of an
+    /// output: it is for the keepers of all slots that the releasing node owns.
+    pub const NOTICE: LocalId = LocalId { endpoint: u16::MAX, port: 0 };
+    /// Of an output: it is no datagram but a line for the file of call records, written where it is released.
+    pub const RECORD: LocalId = LocalId { endpoint: u16::MAX - 1, port: 0 };
+
+    /// Service endpoint `endpoint` itself.
+    pub const fn endpoint(endpoint: u16) -> LocalId {
+        LocalId { endpoint, port: 0 }
+    }
+
+    /// Media port `port` on the address of service endpoint `endpoint`.
+    pub const fn media(endpoint: u16, port: u16) -> LocalId {
+        LocalId { endpoint, port }
+    }
+}
 
 /// A client's address in the fixed form the log carries: an IPv4 address is kept as IPv4-mapped IPv6.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -61,7 +61,8 @@ impl Server {
             while !seen.load(Ordering::Relaxed) {
                 let Ok((len, from)) = socket.recv_from(&mut bytes) else { continue };
                 number += 1;
-                let inbound = Inbound { source: from.into(), local: LocalId(0), payload: &bytes[..len] };
+                let inbound =
+                    Inbound { source: from.into(), local: LocalId::endpoint(0), payload: &bytes[..len] };
                 let arrival = Arrival { number, call: keys.key(&inbound).unwrap(), from };
                 let count = counts.entry(arrival.call).or_insert(0);
                 faults.before(&arrival, count);

@@ -167,7 +167,8 @@ impl Dice {
 fn look_into(payload: &[u8]) {
     let source = Endpoint::from(SocketAddr::from(([127, 0, 0, 1], 5060)));
     for rule in [KeyRule::Auto, KeyRule::Sip, KeyRule::Rtp] {
-        let key = KeyExtractor { rule, seed: 1 }.key(&Inbound { source, local: LocalId(0), payload });
+        let key =
+            KeyExtractor { rule, seed: 1 }.key(&Inbound { source, local: LocalId::endpoint(0), payload });
         assert!(key.is_ok() || rule != KeyRule::Auto);
     }
     if let Some(message) = Message::parse(payload) {

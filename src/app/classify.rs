@@ -83,7 +83,7 @@ mod tests {
 
     fn key(rule: KeyRule, source: &str, payload: &[u8]) -> Result<CallKey, Unclassified> {
         let source = Endpoint::from(source.parse::<SocketAddr>().expect("address"));
-        KeyExtractor { rule, seed: 42 }.key(&Inbound { source, local: LocalId(0), payload })
+        KeyExtractor { rule, seed: 42 }.key(&Inbound { source, local: LocalId::endpoint(0), payload })
     }
 
     const A: &str = "10.0.0.1:5060";
@@ -128,7 +128,7 @@ mod tests {
         let same_bytes = key(KeyRule::Bytes { offset: 8, len: 4 }, A, RTP);
         assert!(ssrc.is_ok() && same_bytes.is_ok() && ssrc != same_bytes);
         let source = Endpoint::from(A.parse::<SocketAddr>().expect("address"));
-        let inbound = Inbound { source, local: LocalId(0), payload: RTP };
+        let inbound = Inbound { source, local: LocalId::endpoint(0), payload: RTP };
         assert_ne!(KeyExtractor { rule: KeyRule::Rtp, seed: 43 }.key(&inbound), ssrc);
     }
 

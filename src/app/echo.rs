@@ -102,7 +102,7 @@ mod tests {
     fn the_reply_is_the_request_and_the_trailer_to_the_sender() {
         let mut table = CallTable::new(Slot(7), LIMITS);
         let source = Endpoint { ip: [9; 16], port: 5060 };
-        let packet = Inbound { source, local: LocalId(2), payload: b"hello" };
+        let packet = Inbound { source, local: LocalId::endpoint(2), payload: b"hello" };
         let key = CallKey(0xabcd_0000_0000_0000_1234);
         assert_eq!(ECHO.classify(&packet), ECHO.keys.key(&packet));
         let mut replies = Replies(Vec::new());
@@ -111,7 +111,7 @@ mod tests {
             table.on_packet(&ECHO, place, key, &packet, &mut replies);
         }
         let (stamped, local, to, bytes) = &replies.0[1];
-        assert_eq!((*stamped, *local, *to), (true, LocalId(2), source));
+        assert_eq!((*stamped, *local, *to), (true, LocalId::endpoint(2), source));
         let trailer =
             EchoTrailer { slot: 7, call: 0x1234, count: 2, position: Position(42), node: NodeId(0) };
         assert_eq!(split(bytes), Some((&b"hello"[..], trailer)));

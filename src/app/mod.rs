@@ -90,6 +90,13 @@ pub trait CallApp {
     /// Finds the call of a datagram. Stateless: runs at any ingress.
     fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified>;
 
+    /// The call that a packet belongs to, which `classify` may have named only by its slot (media: the port names the
+    /// slot, the slot's shared state the call). `None`: no call, the packet is dropped and counted.
+    fn resolve(&self, shared: &Self::Shared, key: CallKey, packet: &Inbound<'_>) -> Option<CallKey> {
+        let _ = (shared, packet);
+        Some(key)
+    }
+
     /// The state of a call nobody has heard of; called with its first packet, before `on_packet`.
     fn open(&self, key: CallKey, now: Nanos) -> Self::Call;
 

@@ -68,6 +68,8 @@ pub trait OutputSink {
 pub struct TableCounters {
     /// Packets handed to a call.
     pub packets: u64,
+    /// Packets of no call, by the slot's shared state.
+    pub unresolved: u64,
     /// Timers fired.
     pub timers: u64,
     /// Outputs handed to the sink.
@@ -196,6 +198,10 @@ impl<A: CallApp> CallTable<A> {
         out: &mut impl OutputSink,
     ) {
         self.on_tick(app, place, out);
+        let Some(key) = app.resolve(&self.shared, key, packet) else {
+            self.counters.unresolved += 1;
+            return;
+        };
         let hashed = hash(key);
         let active = active(place.time);
         let record = match self.calls.find_entry(hashed, |record| record.key == key) {

@@ -246,6 +246,7 @@ impl<A: CallApp> Shard<A> {
                 stats.calls_bytes += seat.table.reserved() as u64;
                 let counters = seat.table.counters();
                 stats.calls_refused += counters.refused;
+                stats.calls_unresolved += counters.unresolved;
                 stats.calls_panicked += counters.panicked;
                 stats.outputs_dropped += counters.outputs_dropped;
                 add_retained(&mut stats, seat.log.retained());

@@ -6,7 +6,7 @@
 //!
 //! 1. reads the clocks once ([`Now`](crate::types::Now));
 //! 2. hands over everything that arrived: [`Shard::on_peer`] for the opened plaintext of datagrams of
-//!    other nodes, [`Shard::on_client`] for client datagrams, [`Shard::on_map`], [`Shard::on_lease`],
+//!    other nodes, [`Shard::on_client`] for client datagrams, [`Shard::on_map`], [`Shard::on_lease`], [`Shard::on_notice`],
 //!    [`Shard::on_join`] and [`Shard::on_suspects`] when the control's view changed, and [`Shard::on_timeout`] when
 //!    [`Shard::next_timeout`] has passed;
 //! 3. calls [`Shard::flush`] once, which writes everything to be sent into the [`Outbox`];
@@ -21,6 +21,7 @@ pub mod control;
 mod flush;
 mod lane;
 mod machine;
+mod notice;
 mod relay;
 pub mod report;
 mod resync;
@@ -49,6 +50,7 @@ pub trait Outbox {
     /// One datagram (plaintext frames) for every node of `to`, for drivers that multicast.
     fn multicast(&mut self, to: NodeSet, plaintext: &[u8]);
 
-    /// One reply for a client, to leave from the service endpoint `local`.
+    /// One reply for a client, to leave from `local`; or, by what `local` is, a line for the file of call records
+    /// ([`LocalId::RECORD`]) or a notice for every shard of this node ([`LocalId::NOTICE`]). It counts as sent alike.
     fn client(&mut self, slot: Slot, local: LocalId, to: Endpoint, bytes: &[u8]);
 }

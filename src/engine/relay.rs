@@ -174,7 +174,8 @@ impl<A: CallApp> Shard<A> {
         let lane = self.lane(owner).filter(|lane| *lane != self.local && self.lanes[*lane].boot.is_some());
         let lane = lane.ok_or(DropReason::NotOwner)?;
         let forward = frame::Forward {
-            local: packet.local.0.into(),
+            local: packet.local.endpoint.into(),
+            local_port: packet.local.port.into(),
             port: packet.source.port.into(),
             ip: packet.source.ip,
             call: key.0.into(),
@@ -188,7 +189,11 @@ impl<A: CallApp> Shard<A> {
     pub(super) fn on_forward(&mut self, now: Now, forward: &frame::Forward, payload: &[u8]) {
         let key = CallKey(forward.call.get());
         let source = Endpoint { ip: forward.ip, port: forward.port.get() };
-        let packet = Inbound { source, local: LocalId(forward.local.get()), payload };
+        let packet = Inbound {
+            source,
+            local: LocalId { endpoint: forward.local.get(), port: forward.local_port.get() },
+            payload,
+        };
         let slot = key.slot(self.map.slots);
         let mine = self
             .index(slot.0)
@@ -204,7 +209,7 @@ impl<A: CallApp> Shard<A> {
 
     /// The node that holds the service address of this endpoint, if it is another one.
     fn holder(&self, local: LocalId) -> Option<NodeId> {
-        let address = *self.map.endpoints.get(usize::from(local.0))?;
+        let address = *self.map.endpoints.get(usize::from(local.endpoint))?;
         let holder = self.map.addresses.get(usize::from(address))?;
         (holder.owner != self.config.me || holder.boot != self.config.boot).then_some(holder.owner)
     }
@@ -224,7 +229,7 @@ impl<A: CallApp> Shard<A> {
             self.slots[slot].releasing = false;
             let number = self.slot_at(slot);
             let (me, boot) = (self.config.me, self.config.boot);
-            let here = |local: LocalId| match map.endpoints.get(usize::from(local.0)) {
+            let here = |local: LocalId| match map.endpoints.get(usize::from(local.endpoint)) {
                 Some(address) => map.owns(usize::from(*address), me, boot),
                 None => true,
             };
@@ -272,7 +277,8 @@ impl<A: CallApp> Shard<A> {
         let Some(lane) = self.lane(passed.node) else { return };
         let deliver = frame::Deliver {
             slot: self.slot_at(index).0.into(),
-            local: passed.local.0.into(),
+            local: passed.local.endpoint.into(),
+            local_port: passed.local.port.into(),
             port: passed.to.port.into(),
             term: passed.term.0.into(),
             ordinal: ordinal.into(),
@@ -309,7 +315,7 @@ impl<A: CallApp> Shard<A> {
 
     /// Another owner's reply is to leave from here: once, in its order, and only from an address held here.
     pub(super) fn on_deliver(&mut self, lane: usize, deliver: &frame::Deliver, payload: &[u8]) {
-        let local = LocalId(deliver.local.get());
+        let local = LocalId { endpoint: deliver.local.get(), port: deliver.local_port.get() };
         let ack = frame::DeliverAck { slot: deliver.slot, term: deliver.term, ordinal: deliver.ordinal };
         let held = self.map.has_endpoint(local) && self.holder(local).is_none();
         if !held || self.index(deliver.slot.get()).is_none() {

@@ -69,6 +69,8 @@ pub struct ShardConfig {
     pub lossy_go: bool,
     /// Snapshot bytes a second that this shard takes in while it catches up; 0: no limit.
     pub resync_rate: u64,
+    /// What the keeper of a slot is told first when its log begins here.
+    pub founding: Option<Arc<[u8]>>,
     /// The rules that make the slot log safe.
     pub safeguards: Safeguards,
 }

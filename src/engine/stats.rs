@@ -97,6 +97,8 @@ pub struct ShardStats {
     pub drop_no_slot: u64,
     /// Packets refused by the application because a slot was full of calls.
     pub calls_refused: u64,
+    /// Packets that the slot's shared state knows no call of: media for a port nobody has.
+    pub calls_unresolved: u64,
     /// Calls ended by a panic of the application.
     pub calls_panicked: u64,
     /// Outputs dropped by the application's call table: too long, or too many for one entry.

@@ -324,7 +324,9 @@ impl<A: CallApp> Shard<A> {
             }
         });
         // An entry of its own term: what was recovered is committed with it (Raft, section 5.4.2).
-        if tail > Position(0) && self.append(now, index, EntryKind::Tick).is_ok() {
+        if tail == Position(0) {
+            self.found(now, index);
+        } else if self.append(now, index, EntryKind::Tick).is_ok() {
             self.counts.ticks += 1;
         }
         self.enqueue(index);

@@ -45,7 +45,7 @@ impl CallApp for Counting {
     }
 
     fn on_timer(&self, _: &mut u8, ctx: &mut impl Context<Shared = (), Change = ()>, _: TimerId) {
-        ctx.send(LocalId(0), CLIENT, &[b"fired"]);
+        ctx.send(LocalId::endpoint(0), CLIENT, &[b"fired"]);
     }
 
     fn apply(&self, (): &mut (), (): ()) {}
@@ -134,6 +134,7 @@ impl Cluster {
                 blocked_after: Nanos::from_millis(15),
                 lossy_go: true,
                 resync_rate: 0,
+                founding: None,
                 safeguards: Safeguards::default(),
             };
             change(&mut config);
@@ -164,7 +165,7 @@ impl Cluster {
     }
 
     pub(super) fn send(&mut self, payload: &[u8]) -> Result<(), DropReason> {
-        let packet = Inbound { source: CLIENT, local: LocalId(0), payload };
+        let packet = Inbound { source: CLIENT, local: LocalId::endpoint(0), payload };
         self.send_to(1, &packet)
     }
 

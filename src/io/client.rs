@@ -126,7 +126,8 @@ mod tests {
     const BUFFERS: Buffers = Buffers { recv: 1 << 20, send: 1 << 20 };
 
     fn pair() -> (ClientSocket, UdpSocket) {
-        let (socket, _) = ClientSocket::bind(LocalId(0), "127.0.0.1:0".parse().unwrap(), BUFFERS).unwrap();
+        let (socket, _) =
+            ClientSocket::bind(LocalId::endpoint(0), "127.0.0.1:0".parse().unwrap(), BUFFERS).unwrap();
         (socket, UdpSocket::bind("127.0.0.1:0").unwrap())
     }
 

@@ -353,6 +353,7 @@ impl Plan<'_> {
             digest_every: settings.digest_every,
             hedge_after: settings.hedge_after,
             multicast: self.groups.is_some(),
+            founding: None,
             safeguards: Safeguards::default(),
         }
     }

@@ -80,7 +80,7 @@ impl Outgoing {
 
     /// Gives up a service endpoint that this node holds no more; replies that wait for it are dropped.
     pub fn close(&mut self, local: LocalId) {
-        let socket = self.clients.get_mut(usize::from(local.0)).and_then(Option::take);
+        let socket = self.clients.get_mut(usize::from(local.endpoint)).and_then(Option::take);
         if let Some(mut socket) = socket {
             let dropped = socket.clear() as u64;
             self.tally.client_sent -= dropped;
@@ -136,7 +136,7 @@ impl Outbox for Outgoing {
     fn client(&mut self, _slot: Slot, local: LocalId, to: Endpoint, bytes: &[u8]) {
         let tag = self.handed;
         self.handed += 1;
-        match self.clients.get_mut(usize::from(local.0)).and_then(Option::as_mut) {
+        match self.clients.get_mut(usize::from(local.endpoint)).and_then(Option::as_mut) {
             Some(client) => client.push(tag, to.into(), bytes, &mut self.tally),
             None => self.tally.dropped.client_no_endpoint += 1,
         }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     fn bind(local: u16) -> Option<ClientSocket> {
-        Some(ClientSocket::bind(LocalId(local), "127.0.0.1:0".parse().unwrap(), BUFFERS).unwrap().0)
+        Some(ClientSocket::bind(LocalId::endpoint(local), "127.0.0.1:0".parse().unwrap(), BUFFERS).unwrap().0)
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
         let mut outgoing = outgoing(vec![bind(0), bind(1), None], Vec::new());
         assert_eq!(outgoing.send(|| true), 0);
         for local in [0, 1, 2, 7, 1, 0] {
-            outgoing.client(Slot(0), LocalId(local), to, b"reply");
+            outgoing.client(Slot(0), LocalId::endpoint(local), to, b"reply");
         }
         assert_eq!(outgoing.send(|| true), 6, "those for endpoints not held here count as gone");
         assert_eq!(outgoing.tally.dropped.client_no_endpoint, 2);
@@ -186,11 +186,11 @@ mod tests {
         let to = Endpoint::from(client.local_addr().unwrap());
         let mut outgoing = outgoing(vec![bind(0), bind(1)], Vec::new());
         for local in [1, 0, 1] {
-            outgoing.client(Slot(0), LocalId(local), to, b"reply");
+            outgoing.client(Slot(0), LocalId::endpoint(local), to, b"reply");
         }
         assert_eq!(outgoing.send(|| false), 0);
-        outgoing.close(LocalId(1));
-        outgoing.close(LocalId(1));
+        outgoing.close(LocalId::endpoint(1));
+        outgoing.close(LocalId::endpoint(1));
         assert_eq!(outgoing.send(|| false), 1, "the first was for the address that is lost");
         assert_eq!(outgoing.send(|| true), 2);
         let dropped = &outgoing.tally.dropped;

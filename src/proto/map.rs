@@ -338,7 +338,7 @@ impl ClusterMap {
 
     /// The service endpoint `local` exists.
     pub fn has_endpoint(&self, local: LocalId) -> bool {
-        usize::from(local.0) < self.endpoints.len()
+        usize::from(local.endpoint) < self.endpoints.len()
     }
 
     /// Whether the map can be used with this shape without an index out of range: checked for maps of other nodes.

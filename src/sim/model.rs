@@ -223,9 +223,10 @@ mod tests {
     fn packet(position: u64, time: u64, control: (u8, u8)) -> Execution {
         let source = Endpoint { ip: [1; 16], port: 9 };
         let payload = payload(1, position as u32, control.0, control.1, 0);
-        let key =
-            TestApp::default().classify(&Inbound { source, local: LocalId(0), payload: &payload }).unwrap();
-        let what = What::Packet { source, local: LocalId(0), payload };
+        let key = TestApp::default()
+            .classify(&Inbound { source, local: LocalId::endpoint(0), payload: &payload })
+            .unwrap();
+        let what = What::Packet { source, local: LocalId::endpoint(0), payload };
         let time = Nanos(time);
         Execution { slot: 0, position, time, key, what, drawn: vec![], outputs: vec![], panicked: false }
     }

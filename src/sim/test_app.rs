@@ -339,7 +339,7 @@ impl CallApp for TestApp {
         out.extend(call.budget.to_be_bytes());
         out.extend(call.state.to_be_bytes());
         if let Some((local, to)) = call.peer {
-            out.extend(local.0.to_be_bytes());
+            out.extend(local.endpoint.to_be_bytes());
             out.extend(to.ip);
             out.extend(to.port.to_be_bytes());
         }
@@ -357,7 +357,7 @@ impl CallApp for TestApp {
             let mut ip = [0; 16];
             ip.copy_from_slice(&p[2..18]);
             let half = |at: usize| u16::from_be_bytes([p[at], p[at + 1]]);
-            (LocalId(half(0)), Endpoint { ip, port: half(18) })
+            (LocalId::endpoint(half(0)), Endpoint { ip, port: half(18) })
         });
         Ok(TestCall {
             opened: Nanos(long(0)),
@@ -442,7 +442,7 @@ mod tests {
     fn snapshots_read_back_what_was_written_and_refuse_the_rest() {
         let app = TestApp::default();
         let to = Endpoint { ip: [7; 16], port: 5060 };
-        for peer in [None, Some((LocalId(3), to))] {
+        for peer in [None, Some((LocalId::endpoint(3), to))] {
             let call =
                 TestCall { opened: Nanos(1), packets: 2, fired: 3, budget: 4, state: u64::MAX - 5, peer };
             let mut bytes = Vec::new();

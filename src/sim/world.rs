@@ -214,6 +214,7 @@ impl World {
             blocked_after: Nanos::from_millis(15),
             lossy_go: true,
             resync_rate: 0,
+            founding: None,
             safeguards: self.safeguards,
         };
         let mut shard = Shard::new(config, TestApp::new(Rc::clone(&self.trace)));
@@ -433,7 +434,8 @@ impl World {
         let payload = payload(call, self.next_seq, control, timer, filler as usize);
         let mut ip = [0; 16];
         ip[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, call as u8]);
-        let (source, local) = (Endpoint { ip, port: 5_000 + call as u16 }, LocalId((call % 2) as u16));
+        let (source, local) =
+            (Endpoint { ip, port: 5_000 + call as u16 }, LocalId::endpoint((call % 2) as u16));
         let key: CallKey = match TestApp::default().classify(&inbound(source, local, &payload)) {
             Ok(key) => key,
             Err(_) => key_of(call),

@@ -29,6 +29,7 @@ struct EntryHeader {
     kind: u8,
     reserved: u8,
     local: U16,
+    local_port: U16,
     port: U16,
     len: U16,
     term: U32,
@@ -71,14 +72,15 @@ impl<'a> Entry<'a> {
     /// Appends the entry to `out`. The payload must not be longer than [`MAX_PAYLOAD`].
     pub fn write(&self, out: &mut Vec<u8>) {
         let (kind, call, source, local, payload): (_, _, _, _, &[u8]) = match self.kind {
-            EntryKind::Packet { call, source, local, payload } => (PACKET, call.0, source, local.0, payload),
-            EntryKind::Tick => (TICK, 0, Endpoint { ip: [0; 16], port: 0 }, 0, &[]),
+            EntryKind::Packet { call, source, local, payload } => (PACKET, call.0, source, local, payload),
+            EntryKind::Tick => (TICK, 0, Endpoint { ip: [0; 16], port: 0 }, LocalId::endpoint(0), &[]),
         };
         assert!(payload.len() <= MAX_PAYLOAD, "entry payload of {} bytes", payload.len());
         let header = EntryHeader {
             kind,
             reserved: 0,
-            local: U16::new(local),
+            local: U16::new(local.endpoint),
+            local_port: U16::new(local.port),
             port: U16::new(source.port),
             len: U16::new(payload.len() as u16),
             term: U32::new(self.term.0),
@@ -100,7 +102,7 @@ impl<'a> Entry<'a> {
             PACKET => EntryKind::Packet {
                 call: CallKey(header.call.get()),
                 source: Endpoint { ip: header.ip, port: header.port.get() },
-                local: LocalId(header.local.get()),
+                local: LocalId { endpoint: header.local.get(), port: header.local_port.get() },
                 payload,
             },
             TICK if len == 0 => EntryKind::Tick,
@@ -120,6 +122,7 @@ struct OutputHeader {
     flags: u8,
     reserved: u8,
     local: U16,
+    local_port: U16,
     port: U16,
     len: U16,
     ip: [u8; 16],
@@ -149,7 +152,8 @@ impl<'a> Output<'a> {
             index: U16::new(self.cursor.index),
             flags: if self.stamped { STAMPED } else { 0 },
             reserved: 0,
-            local: U16::new(self.local.0),
+            local: U16::new(self.local.endpoint),
+            local_port: U16::new(self.local.port),
             port: U16::new(self.to.port),
             len: U16::new(self.payload.len() as u16),
             ip: self.to.ip,
@@ -168,7 +172,7 @@ impl<'a> Output<'a> {
         let output = Output {
             cursor: Cursor { position: Position(header.position.get()), index: header.index.get() },
             stamped: header.flags & STAMPED != 0,
-            local: LocalId(header.local.get()),
+            local: LocalId { endpoint: header.local.get(), port: header.local_port.get() },
             to: Endpoint { ip: header.ip, port: header.port.get() },
             payload,
         };
@@ -188,10 +192,10 @@ mod tests {
     proptest! {
         #[test]
         fn an_entry_reads_back_as_written(
-            time: u64, term: u32, call: u128, source in endpoint(), local: u16,
+            time: u64, term: u32, call: u128, source in endpoint(), local: u16, local_port: u16,
             payload in proptest::collection::vec(any::<u8>(), 0..300), after in proptest::collection::vec(any::<u8>(), 0..9),
         ) {
-            let kind = EntryKind::Packet { call: CallKey(call), source, local: LocalId(local), payload: &payload };
+            let kind = EntryKind::Packet { call: CallKey(call), source, local: LocalId { endpoint: local, port: local_port }, payload: &payload };
             for kind in [kind, EntryKind::Tick] {
                 let entry = Entry { time: Nanos(time), term: Term(term), kind };
                 let mut bytes = Vec::new();
@@ -208,11 +212,11 @@ mod tests {
 
         #[test]
         fn an_output_reads_back_as_written(
-            position: u64, index: u16, stamped: bool, local: u16, to in endpoint(),
+            position: u64, index: u16, stamped: bool, local: u16, local_port: u16, to in endpoint(),
             payload in proptest::collection::vec(any::<u8>(), 0..300),
         ) {
             let cursor = Cursor { position: Position(position), index };
-            let output = Output { cursor, stamped, local: LocalId(local), to, payload: &payload };
+            let output = Output { cursor, stamped, local: LocalId { endpoint: local, port: local_port }, to, payload: &payload };
             let mut bytes = Vec::new();
             output.write(&mut bytes);
             let (read, own, rest) = Output::read(&bytes).unwrap();

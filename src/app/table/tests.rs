@@ -33,7 +33,7 @@ impl Obey {
         while let Some(order) = orders.next() {
             let mut arg = || orders.next().unwrap_or(0);
             match order {
-                ECHO => ctx.send(LocalId(0), to, &[&call.to_be_bytes()]),
+                ECHO => ctx.send(LocalId::endpoint(0), to, &[&call.to_be_bytes()]),
                 TIMER => {
                     let id = TimerId(arg());
                     let at = ctx.now() + Nanos::from_millis(arg().into());
@@ -42,17 +42,17 @@ impl Obey {
                 CLEAR => ctx.clear_timer(TimerId(arg())),
                 CHANGE => {
                     let seen = ctx.shared().values().sum::<u64>();
-                    ctx.send(LocalId(1), to, &[&seen.to_be_bytes()]);
+                    ctx.send(LocalId::endpoint(1), to, &[&seen.to_be_bytes()]);
                     ctx.change((ctx.key(), arg().into()));
                 }
                 RANDOM => {
                     let drawn = ctx.random();
-                    ctx.send(LocalId(2), to, &[&drawn.to_be_bytes()]);
+                    ctx.send(LocalId::endpoint(2), to, &[&drawn.to_be_bytes()]);
                 }
                 END => ctx.end(),
                 PANIC => std::panic::resume_unwind(Box::new("told to")),
-                FLOOD => (0..=MAX_OUTPUTS_PER_ENTRY).for_each(|_| ctx.send(LocalId(0), to, &[])),
-                HUGE => ctx.send(LocalId(0), to, &[&[0; MAX_OUTPUT], &[0]]),
+                FLOOD => (0..=MAX_OUTPUTS_PER_ENTRY).for_each(|_| ctx.send(LocalId::endpoint(0), to, &[])),
+                HUGE => ctx.send(LocalId::endpoint(0), to, &[&[0; MAX_OUTPUT], &[0]]),
                 _ => {}
             }
         }
@@ -88,7 +88,7 @@ impl CallApp for Obey {
         id: TimerId,
     ) {
         let key = ctx.key().0 as u8;
-        ctx.send(LocalId(3), Endpoint { ip: [0; 16], port: 0 }, &[&[key, id.0]]);
+        ctx.send(LocalId::endpoint(3), Endpoint { ip: [0; 16], port: 0 }, &[&[key, id.0]]);
         match id {
             TimerId(200) => std::panic::resume_unwind(Box::new("timer told to")),
             TimerId(201) => ctx.set_timer(id, Nanos::ZERO),
@@ -141,7 +141,7 @@ struct Kept(Vec<(u16, Vec<u8>)>);
 
 impl OutputSink for Kept {
     fn output(&mut self, _: bool, local: LocalId, _: Endpoint, bytes: &[u8]) {
-        self.0.push((local.0, bytes.to_vec()));
+        self.0.push((local.endpoint, bytes.to_vec()));
     }
 }
 
@@ -165,8 +165,11 @@ impl Rig {
 
     fn packet(&mut self, ms: u64, key: u128, orders: &[u8]) -> Kept {
         let mut out = Kept::default();
-        let packet =
-            Inbound { source: Endpoint { ip: [1; 16], port: 9 }, local: LocalId(0), payload: orders };
+        let packet = Inbound {
+            source: Endpoint { ip: [1; 16], port: 9 },
+            local: LocalId::endpoint(0),
+            payload: orders,
+        };
         let place = self.at(ms);
         self.table.on_packet(&Obey, place, CallKey(key), &packet, &mut out);
         out

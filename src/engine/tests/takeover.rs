@@ -7,7 +7,7 @@ use crate::types::{Boot, HostId, LocalId, Nanos, NodeId, NodeSet, Term};
 use std::sync::Arc;
 
 fn packet(local: u16, payload: &[u8]) -> Inbound<'_> {
-    Inbound { source: CLIENT, local: LocalId(local), payload }
+    Inbound { source: CLIENT, local: LocalId::endpoint(local), payload }
 }
 
 /// A map in which `owner` holds address 0 in the next term.
@@ -227,4 +227,24 @@ fn without_a_lease_replies_wait() {
     cluster.settle();
     assert_eq!(cluster.replies.len(), 1);
     assert!(cluster.shards[0].may_release(until - Nanos(1)) && !cluster.shards[0].may_release(until));
+}
+
+#[test]
+fn keepers_hear_notices_through_the_log_and_the_founding_one_first() {
+    let mut cluster = Cluster::of(&shape(3, 3, 2), |config| config.founding = Some(Arc::from(*b"founding")));
+    cluster.settle();
+    let heard = |cluster: &mut Cluster| {
+        let mut replies = std::mem::take(&mut cluster.replies);
+        replies.sort_unstable();
+        replies
+    };
+    let first: Vec<Vec<u8>> = (0..16).map(|_| [&[1], &b"founding"[..]].concat()).collect();
+    assert_eq!(heard(&mut cluster), first, "the first entry of every slot");
+    let now = cluster.now;
+    cluster.shards.iter_mut().for_each(|shard| shard.on_notice(now, b"news", false));
+    cluster.settle();
+    let second: Vec<Vec<u8>> = (0..16).map(|_| [&[2], &b"news"[..]].concat()).collect();
+    assert_eq!(heard(&mut cluster), second, "each owner tells the slots it owns");
+    let digests = cluster.digests();
+    assert!(digests[0].len() == 16 && digests.iter().all(|d| *d == digests[0]));
 }

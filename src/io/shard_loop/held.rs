@@ -78,7 +78,9 @@ impl<C: ShardCore> ShardLoop<C> {
                 false => self.close(now, local)?,
             }
         }
-        let bound = |local: u16| !self.is_held(LocalId(local)) || self.socket_of(LocalId(local)).is_some();
+        let bound = |local: u16| {
+            !self.is_held(LocalId::endpoint(local)) || self.socket_of(LocalId::endpoint(local)).is_some()
+        };
         if (0..self.parts.endpoints.len() as u16).all(bound) {
             self.parts.cells.shards[usize::from(self.parts.shard)].set_followed(self.held.seen);
         }
@@ -88,7 +90,7 @@ impl<C: ShardCore> ShardLoop<C> {
     /// Puts down what is to be opened and closed.
     fn plan(&mut self, now: Nanos) {
         self.held.due.clear();
-        for local in (0..self.parts.endpoints.len() as u16).map(LocalId) {
+        for local in (0..self.parts.endpoints.len() as u16).map(LocalId::endpoint) {
             let (held, open) = (self.is_held(local), self.socket_of(local).is_some());
             if held && !open && self.held.lease > now {
                 self.held.due.push((local, now));
@@ -100,13 +102,13 @@ impl<C: ShardCore> ShardLoop<C> {
 
     fn is_held(&self, local: LocalId) -> bool {
         self.held.map.as_ref().is_some_and(|map| {
-            let address = map.endpoints.get(usize::from(local.0));
+            let address = map.endpoints.get(usize::from(local.endpoint));
             address.is_some_and(|at| map.owns(usize::from(*at), self.parts.node, self.parts.boot))
         })
     }
 
     fn socket_of(&self, local: LocalId) -> Option<&ClientSocket> {
-        self.parts.outgoing.clients.get(usize::from(local.0)).and_then(Option::as_ref)
+        self.parts.outgoing.clients.get(usize::from(local.endpoint)).and_then(Option::as_ref)
     }
 
     /// Binds an endpoint; tries again later if somebody else has it.
@@ -114,7 +116,7 @@ impl<C: ShardCore> ShardLoop<C> {
         if self.socket_of(local).is_some() {
             return Ok(());
         }
-        let (endpoint, wanted) = (self.parts.endpoints[usize::from(local.0)], self.parts.buffers);
+        let (endpoint, wanted) = (self.parts.endpoints[usize::from(local.endpoint)], self.parts.buffers);
         match ClientSocket::bind(local, endpoint, wanted) {
             Ok((socket, granted)) => {
                 if granted.recv < wanted.recv || granted.send < wanted.send {
@@ -122,7 +124,7 @@ impl<C: ShardCore> ShardLoop<C> {
                     tracing::warn!(%endpoint, recv, send, "the kernel grants smaller buffers than TANDEM_RCVBUF and _SNDBUF: raise net.core.rmem_max and wmem_max");
                 }
                 let fd = socket.fd();
-                self.parts.outgoing.clients[usize::from(local.0)] = Some(socket);
+                self.parts.outgoing.clients[usize::from(local.endpoint)] = Some(socket);
                 self.watch(local, fd)
             }
             Err(error) => {
@@ -152,7 +154,7 @@ impl<C: ShardCore> ShardLoop<C> {
         }
         let place = self.place(local);
         let mut rounds = 0..LAST_ROUNDS;
-        while self.receive_client(now, usize::from(local.0)) && rounds.next().is_some() {}
+        while self.receive_client(now, usize::from(local.endpoint)) && rounds.next().is_some() {}
         let watched = &mut self.sockets[place];
         self.parts.poll.registry().deregister(&mut SourceFd(&watched.fd))?;
         (watched.fd, watched.readable, watched.wants_write) = (-1, false, false);
@@ -162,7 +164,7 @@ impl<C: ShardCore> ShardLoop<C> {
 
     /// The place of an endpoint among the sockets: the endpoints are the last of them.
     fn place(&self, local: LocalId) -> usize {
-        self.sockets.len() - self.parts.endpoints.len() + usize::from(local.0)
+        self.sockets.len() - self.parts.endpoints.len() + usize::from(local.endpoint)
     }
 
     /// Tells the control how things stand, if they have changed.

@@ -61,7 +61,7 @@ fn append(owner: &mut Owner) {
     let kind = EntryKind::Packet {
         call: CallKey(1),
         source: Endpoint { ip: [0; 16], port: 1 },
-        local: LocalId(0),
+        local: LocalId::endpoint(0),
         payload: b"x",
     };
     owner.append(NOW, Entry { time: NOW, term: Term(1), kind }).unwrap();

@@ -189,6 +189,8 @@ pub struct Fetched {
 pub struct Forward {
     /// The service endpoint it came to.
     pub local: U16,
+    /// The media port of its address, or 0.
+    pub local_port: U16,
     /// The client's port.
     pub port: U16,
     /// The client's address.
@@ -205,6 +207,8 @@ pub struct Deliver {
     pub slot: U16,
     /// The service endpoint it leaves from.
     pub local: U16,
+    /// The media port of its address, or 0.
+    pub local_port: U16,
     /// The client's port.
     pub port: U16,
     /// The owner's term.

@@ -1,0 +1,40 @@
+//! Notices: what the cluster itself tells the application, through the log, so that every member hears it at the same
+//! entry. A notice is an entry for the keeper of a slot ([`CallKey::keeper`]) that no client has sent.
+
+use super::shard::Shard;
+use super::stats::DropReason;
+use crate::app::{CallApp, Inbound};
+use crate::types::{CallKey, Endpoint, LocalId, Now};
+use std::sync::Arc;
+
+/// Whom a notice comes from.
+const NOBODY: Endpoint = Endpoint { ip: [0; 16], port: 0 };
+
+impl<A: CallApp> Shard<A> {
+    /// Tells the keepers of all slots that are owned here. `founding`: and, before anything else, those of slots whose
+    /// log begins here from now on.
+    pub fn on_notice(&mut self, now: Now, notice: &[u8], founding: bool) {
+        if founding {
+            self.config.founding = Some(Arc::from(notice));
+        }
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            if slot.owner.is_some() || slot.recovery.is_some() {
+                let told = self.tell_keeper(now, index, notice);
+                told.unwrap_or_else(|reason| self.counts.drop(reason));
+            }
+        }
+    }
+
+    /// The log of a slot begins here: its keeper learns what those of the others know.
+    pub(super) fn found(&mut self, now: Now, index: usize) {
+        let Some(notice) = self.config.founding.clone() else { return };
+        let told = self.tell_keeper(now, index, &notice);
+        told.unwrap_or_else(|reason| self.counts.drop(reason));
+    }
+
+    fn tell_keeper(&mut self, now: Now, index: usize, notice: &[u8]) -> Result<(), DropReason> {
+        let key = CallKey::keeper(self.slot_at(index));
+        self.append_packet(now, key, &Inbound { source: NOBODY, local: LocalId::NOTICE, payload: notice })
+    }
+}
