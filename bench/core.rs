@@ -84,6 +84,7 @@ impl Bench {
                 hedge_after: Nanos::from_millis(1),
                 multicast: false,
                 founding: None,
+                takeover: None,
                 safeguards: Safeguards::default(),
             };
             Shard::new(config, Echo { keys: KeyExtractor { rule: KeyRule::Rtp, seed: 7 } })

@@ -90,6 +90,20 @@ pub trait CallApp {
     /// Finds the call of a datagram. Stateless: runs at any ingress.
     fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified>;
 
+    /// Whether the packet, if its call is unknown, begins one: what an ingress may refuse when it has too many already.
+    /// Stateless, as `classify`.
+    fn opens(&self, packet: &Inbound<'_>) -> bool {
+        let _ = packet;
+        false
+    }
+
+    /// Writes what a client is answered at the ingress, outside of any log, whose packet [`CallApp::opens`] a call that
+    /// cannot be had now; never longer than the packet by more than a few headers. False: nothing, it is dropped.
+    fn refuse(&self, packet: &Inbound<'_>, retry_after_secs: u32, out: &mut Vec<u8>) -> bool {
+        let _ = (packet, retry_after_secs, out);
+        false
+    }
+
     /// The call that a packet belongs to, which `classify` may have named only by its slot (media: the port names the
     /// slot, the slot's shared state the call). `None`: no call, the packet is dropped and counted.
     fn resolve(&self, shared: &Self::Shared, key: CallKey, packet: &Inbound<'_>) -> Option<CallKey> {

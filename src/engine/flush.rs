@@ -36,6 +36,7 @@ impl<A: CallApp> Shard<A> {
     /// Writes everything that is to be sent into `out`, then tells when it wants to be woken.
     pub fn flush(&mut self, now: Now, out: &mut impl Outbox) {
         self.look(now);
+        self.tell_of_takeovers(now);
         for _ in 0..LOCAL_PASSES {
             if !self.flush_local(now) {
                 break;

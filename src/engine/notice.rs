@@ -33,6 +33,18 @@ impl<A: CallApp> Shard<A> {
         told.unwrap_or_else(|reason| self.counts.drop(reason));
     }
 
+    /// Tells the keepers of slots whose master or owner has become another since the last turn, once each.
+    pub(super) fn tell_of_takeovers(&mut self, now: Now) {
+        let Some(notice) = self.config.takeover.clone() else { return };
+        let mut moved = std::mem::take(&mut self.moved);
+        moved.sort_unstable();
+        moved.dedup();
+        for index in moved {
+            let told = self.tell_keeper(now, usize::from(index), &notice);
+            told.unwrap_or_else(|reason| self.counts.drop(reason));
+        }
+    }
+
     fn tell_keeper(&mut self, now: Now, index: usize, notice: &[u8]) -> Result<(), DropReason> {
         let key = CallKey::keeper(self.slot_at(index));
         self.append_packet(now, key, &Inbound { source: NOBODY, local: LocalId::NOTICE, payload: notice })

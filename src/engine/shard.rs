@@ -71,6 +71,8 @@ pub struct ShardConfig {
     pub resync_rate: u64,
     /// What the keeper of a slot is told first when its log begins here.
     pub founding: Option<Arc<[u8]>>,
+    /// What the keeper of a slot is told when the slot's master or owner is another; `None`: nothing.
+    pub takeover: Option<Arc<[u8]>>,
     /// The rules that make the slot log safe.
     pub safeguards: Safeguards,
 }
@@ -163,6 +165,8 @@ pub struct Shard<A: CallApp> {
     pub(super) delivering: Delivering,
     pub(super) resync: Resync,
     pub(super) standing: Standing,
+    /// Slots whose keepers are to be told that the master is another.
+    pub(super) moved: Vec<u16>,
 }
 
 impl<A: CallApp> Shard<A> {
@@ -204,6 +208,7 @@ impl<A: CallApp> Shard<A> {
             delivering: Delivering::default(),
             resync: Resync::default(),
             standing: Standing::default(),
+            moved: Vec::new(),
             config,
             app,
         };
@@ -323,7 +328,11 @@ impl<A: CallApp> Shard<A> {
         let (diverged, demoted) = (owner.divergences(), owner.demotions());
         let result = change(owner, &self.rtts, &mut self.counts);
         self.retained = (self.retained + owner.retained().0).saturating_sub(before);
-        self.counts.master_changes += u64::from(owner.master() != master);
+        if owner.master() != master {
+            self.counts.master_changes += 1;
+            let tell = self.config.takeover.is_some() && owner.tail() > Position(0);
+            self.moved.extend(tell.then_some(index as u16));
+        }
         self.counts.divergences += owner.divergences() - diverged;
         self.counts.demotions += owner.demotions() - demoted;
         Some(result)

@@ -328,6 +328,7 @@ impl<A: CallApp> Shard<A> {
             self.found(now, index);
         } else if self.append(now, index, EntryKind::Tick).is_ok() {
             self.counts.ticks += 1;
+            self.moved.extend(self.config.takeover.as_ref().map(|_| index as u16));
         }
         self.enqueue(index);
         self.arm(index);

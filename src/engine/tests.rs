@@ -135,6 +135,7 @@ impl Cluster {
                 lossy_go: true,
                 resync_rate: 0,
                 founding: None,
+                takeover: None,
                 safeguards: Safeguards::default(),
             };
             change(&mut config);

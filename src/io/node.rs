@@ -354,6 +354,7 @@ impl Plan<'_> {
             hedge_after: settings.hedge_after,
             multicast: self.groups.is_some(),
             founding: None,
+            takeover: None,
             safeguards: Safeguards::default(),
         }
     }

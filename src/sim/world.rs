@@ -215,6 +215,7 @@ impl World {
             lossy_go: true,
             resync_rate: 0,
             founding: None,
+            takeover: None,
             safeguards: self.safeguards,
         };
         let mut shard = Shard::new(config, TestApp::new(Rc::clone(&self.trace)));

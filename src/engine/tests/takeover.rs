@@ -248,3 +248,19 @@ fn keepers_hear_notices_through_the_log_and_the_founding_one_first() {
     let digests = cluster.digests();
     assert!(digests[0].len() == 16 && digests.iter().all(|d| *d == digests[0]));
 }
+
+#[test]
+fn keepers_hear_once_that_their_master_or_owner_is_another() {
+    let mut cluster = Cluster::of(&shape(3, 3, 1), |config| config.takeover = Some(Arc::from(*b"moved")));
+    cluster.settle();
+    assert!(cluster.replies.is_empty(), "nothing has moved yet: {:?}", cluster.replies);
+    (0..16).for_each(|call| cluster.send(&[call, 0]).unwrap());
+    cluster.settle();
+    cluster.replies.clear();
+    let mastered_by_2 = cluster.shards[0].stats().masters.iter().find(|(node, _)| *node == 2).map(|m| m.1);
+    cut(&mut cluster, 2);
+    cluster.settle();
+    assert!(mastered_by_2 > Some(0));
+    assert_eq!(Some(cluster.replies.len() as u64), mastered_by_2, "{:?}", cluster.replies);
+    assert!(cluster.replies.iter().all(|reply| reply == b"\x02moved"), "a keeper is a call like any other");
+}
