@@ -84,7 +84,7 @@ fn a_site_of_two_hosts_and_a_witness_survives_each_of_them() {
             let report = replay.finish();
             let whole = cluster.wait_until_whole();
             println!("{name}: {}; whole {whole:?} after the load", report.line());
-            report.assert_survived(name);
+            report.assert_survived(name, false);
             assert_eq!(cluster.owner() == owner, witness, "{name}");
             assert_eq!(cluster.picture().lossy_failovers, 0, "{name}");
             cluster.nodes.assert_agree(&[1, 2]);

@@ -86,15 +86,16 @@ impl Report {
         assert!(self.json["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{said}");
     }
 
-    /// Every accepted datagram answered exactly once, in order, with the right bytes: what is missing was lost on the
-    /// wire while nobody held the service address, and what came twice was an owner's last word.
-    pub(crate) fn assert_survived(&self, what: &str) {
-        let wrong = ["lost", "duplicated", "reordered", "corrupted"].map(|key| self.count(key));
+    /// Every accepted datagram answered exactly once with the right bytes: what is missing was lost on the wire while
+    /// nobody held the service address, and what came twice was an owner's last word. In order, too, unless some may
+    /// have waited at a node that was away and then passed them on (`overtaken`).
+    pub(crate) fn assert_survived(&self, what: &str, overtaken: bool) {
+        let wrong = ["lost", "duplicated", "corrupted"].map(|key| self.count(key));
         let said = format!("{what}: {}\n{}{}", self.json, self.ended.out, self.ended.err);
-        assert_eq!(wrong, [0; 4], "{said}");
+        assert_eq!(wrong, [0; 3], "{said}");
+        assert!(overtaken || self.count("reordered") == 0 && self.ended.status.success(), "{said}");
         let (sent, unaccepted) = (self.count("sent"), self.count("unaccepted"));
         assert!(sent > 500 && self.count("replied") + unaccepted == sent, "{said}");
-        assert!(self.ended.status.success(), "{said}");
         // A second's worth at most: an address that is away for longer is nothing that was promised.
         let a_second = (sent as f64 / self.seconds) as u64;
         assert!(unaccepted <= a_second && self.count("doubled_allowed") <= a_second / 10, "{said}");

@@ -113,7 +113,7 @@ impl Drop for Process {
         // What a node said before its test failed is worth more than what the test saw.
         if std::thread::panicking() {
             let (_, err) = self.read();
-            let skip = err.lines().count().saturating_sub(40);
+            let skip = err.lines().count().saturating_sub(200);
             let last: Vec<&str> = err.lines().skip(skip).collect();
             eprintln!("process {} said in the end:\n{}\n", self.pid(), last.join("\n"));
         }
