@@ -74,7 +74,7 @@ fn read_capture(file: &str) -> Vec<Seen> {
 fn sipp_gets_every_answer_once_from_the_service_address() {
     let name = "sipp_gets_every_answer_once_from_the_service_address";
     sandboxed(name, &["ip", "nft", "sipp", "tshark"], Otherwise::Skip, || {
-        let (_bridge, folder) = (Bridge::new(), Folder::new());
+        let (_bridge, folder) = (Bridge::new(3), Folder::new());
         let cluster = Cluster::start(Family::V4, &[]);
         let capture = folder.join("client.pcapng").display().to_string();
         let mut tshark = Command::new("tshark");

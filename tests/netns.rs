@@ -47,7 +47,7 @@ fn for_half_a_second(cluster: &Cluster, begin: impl FnOnce(), end: impl FnOnce()
 #[test]
 fn three_hosts_over_ipv4_and_ipv6_and_with_two_shards() {
     sandboxed("three_hosts_over_ipv4_and_ipv6_and_with_two_shards", &TOOLS, Otherwise::Skip, || {
-        let _bridge = Bridge::new();
+        let _bridge = Bridge::new(3);
         for (name, family, settings) in [
             ("IPv4", Family::V4, &[][..]),
             ("IPv6", Family::V6, &[]),
@@ -61,17 +61,17 @@ fn three_hosts_over_ipv4_and_ipv6_and_with_two_shards() {
 }
 
 #[test]
-fn one_percent_loss_on_every_link_loses_nothing() {
-    sandboxed("one_percent_loss_on_every_link_loses_nothing", &TOOLS, Otherwise::Skip, || {
-        let bridge = Bridge::new();
-        for (name, family, settings) in [
-            ("1 % loss", Family::V4, &[][..]),
-            ("1 % loss, two shards", Family::V4, &[("SHARDS", "2")]),
-            ("1 % loss, multicast", Family::V4, &[("FANOUT", "multicast")]),
-            ("1 % loss, IPv6", Family::V6, &[]),
+fn loss_on_every_link_between_nodes_loses_nothing() {
+    sandboxed("loss_on_every_link_between_nodes_loses_nothing", &TOOLS, Otherwise::Skip, || {
+        let bridge = Bridge::new(3);
+        for (name, percent, family, settings) in [
+            ("1 % loss", 1, Family::V4, &[][..]),
+            ("5 % loss", 5, Family::V4, &[]),
+            ("1 % loss, two shards, multicast", 1, Family::V4, &[("SHARDS", "2"), ("FANOUT", "multicast")]),
+            ("5 % loss, IPv6", 5, Family::V6, &[]),
         ] {
             let cluster = Cluster::start(family, settings);
-            bridge.lose_one_percent(family);
+            bridge.lose(family, percent);
             must_be_clean(name, &cluster, || {});
             let hits = bridge.hits();
             println!("{name}: {hits} packets dropped");
@@ -85,7 +85,7 @@ fn one_percent_loss_on_every_link_loses_nothing() {
 #[test]
 fn a_cut_or_frozen_master_is_replaced_and_comes_back() {
     sandboxed("a_cut_or_frozen_master_is_replaced_and_comes_back", &TOOLS, Otherwise::Skip, || {
-        let bridge = Bridge::new();
+        let bridge = Bridge::new(3);
         // One cluster for all: what a fault leaves behind must not harm the next one's outcome.
         let cluster = Cluster::start(Family::V4, &[]);
         for (name, says, hears) in [
@@ -113,7 +113,7 @@ fn a_cut_or_frozen_master_is_replaced_and_comes_back() {
 #[test]
 fn a_killed_master_on_a_host_of_its_own_is_replaced() {
     sandboxed("a_killed_master_on_a_host_of_its_own_is_replaced", &TOOLS, Otherwise::Skip, || {
-        let _bridge = Bridge::new();
+        let _bridge = Bridge::new(3);
         for (name, settings) in
             [("unicast", &[][..]), ("multicast", &[("FANOUT", "multicast"), ("SHARDS", "2")])]
         {
@@ -134,7 +134,7 @@ fn a_killed_master_on_a_host_of_its_own_is_replaced() {
 #[test]
 fn duplicated_and_reordered_datagrams_between_nodes_do_no_harm() {
     sandboxed("duplicated_and_reordered_datagrams_between_nodes_do_no_harm", &TOOLS, Otherwise::Skip, || {
-        let bridge = Bridge::new();
+        let bridge = Bridge::new(3);
         let cluster = Cluster::start(Family::V4, &[]);
         bridge.duplicate();
         must_be_clean("duplicated", &cluster, || {});
@@ -156,7 +156,7 @@ fn duplicated_and_reordered_datagrams_between_nodes_do_no_harm() {
 #[test]
 fn multicast_fan_out_answers_everything() {
     sandboxed("multicast_fan_out_answers_everything", &TOOLS, Otherwise::Skip, || {
-        let bridge = Bridge::new();
+        let bridge = Bridge::new(3);
         let cluster = Cluster::start(Family::V4, &[("FANOUT", "multicast")]);
         bridge.rules(
             "table netdev faults {\nchain seen { type filter hook ingress device v1 priority 0; ip daddr 239.77.0.0/16 counter; }\n}",

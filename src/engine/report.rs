@@ -125,7 +125,8 @@ impl<A: CallApp> Shard<A> {
                 report.confirmed.remove(group);
             }
             if let Some(owner) = &state.owner {
-                if !owner.is_confirmed() {
+                // Where there are no past members nobody asks.
+                if !self.map.groups[group].past.is_empty() && !owner.is_confirmed() {
                     report.confirmed.remove(group);
                 }
                 if owner.is_blocked(now.mono, self.config.blocked_after) {

@@ -36,16 +36,22 @@ impl<A: CallApp> Shard<A> {
         if map.version <= self.map.version || map.slots != self.map.slots {
             return;
         }
-        self.map = map;
-        for index in 0..self.slots.len() {
-            self.take_seat(index);
-            self.take_over(index);
+        let old = std::mem::replace(&mut self.map, map);
+        // A map differs from the one before in a few groups; only lives and addresses concern them all.
+        let all = old.nodes != self.map.nodes || old.addresses != self.map.addresses || old.version == 0;
+        let pairs = old.groups.iter().zip(&self.map.groups);
+        let same: Vec<bool> = pairs.map(|(before, now)| before == now && !all).collect();
+        let is_same = |index: usize| same[self.map.group_of(self.slot_at(index))];
+        let changed: Vec<usize> = (0..self.slots.len()).filter(|index| !is_same(*index)).collect();
+        for index in &changed {
+            self.take_seat(*index);
+            self.take_over(*index);
         }
         self.resync.on_map();
         self.standing.look_again();
         self.seal_round = 0;
         self.seal(now);
-        for index in 0..self.slots.len() {
+        for index in changed {
             self.progress(now, index);
         }
         self.next = now.mono;

@@ -375,6 +375,8 @@ pub fn remove_leftovers(settings: &Settings) {
     for (address, interface) in &left {
         match netlink::remove(*address, *interface) {
             Ok(()) => tracing::info!(%address, interface, "service address removed after its engine"),
+            // Gone with the interface, or by an operator's hand.
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
             Err(error) => tracing::warn!(%address, interface, %error, "a service address is left behind"),
         }
     }

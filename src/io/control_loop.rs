@@ -284,7 +284,10 @@ impl<C: ControlCore> ControlLoop<C> {
             let now = sys_time::now();
             self.beats.tally.turns += 1;
             let late = self.armed != Nanos::MAX && now.mono.since(self.armed) > LATE;
-            self.beats.tally.late_turns += u64::from(late);
+            if late {
+                self.beats.tally.late_turns += 1;
+                self.holding.was_asleep(now.mono);
+            }
             (0..self.beats.links.len()).for_each(|link| self.receive(now, Some(link)));
             if events.iter().any(|event| event.token() == DOOR) {
                 self.receive(now, None);

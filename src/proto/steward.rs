@@ -15,7 +15,7 @@ mod tests;
 
 use std::fmt;
 
-use crate::proto::map::{ClusterMap, GroupSet, MapAddress, MapNode, MapShape, NodeState};
+use crate::proto::map::{ClusterMap, GroupSet, MapAddress, MapMember, MapNode, MapShape, NodeState};
 use crate::types::{Boot, Nanos, NodeId, NodeSet, Term};
 
 /// How long the first map waits for nodes that are not there yet, once all voters are.
@@ -245,6 +245,21 @@ impl Steward {
             return None;
         }
         let mut map = here.first_map(|node| boot(node).unwrap_or_default());
+        let holders: Vec<&MapNode> = here.nodes.iter().filter(|n| !n.witness).collect();
+        // Where there are more nodes than members, groups begin where they would move to.
+        if holders.len() > usize::from(shape.replicas) {
+            for (at, group) in map.groups.iter_mut().enumerate() {
+                let home = groups::home(&holders, at, shape.replicas.into());
+                let member = |n: &&MapNode| MapMember {
+                    node: n.id,
+                    host: n.host,
+                    boot: boot(n.id).unwrap_or_default(),
+                    join: map.version,
+                };
+                let at_home = |id: &NodeId| holders.iter().find(|n| n.id == *id).map(member);
+                group.members = home.iter().filter_map(at_home).collect();
+            }
+        }
         map.nodes = shape.nodes.clone();
         for node in &mut map.nodes {
             if let Some(boot) = boot(node.id) {
@@ -328,14 +343,22 @@ impl Steward {
         }
     }
 
-    /// Who should hold an address instead of the life that owns it.
+    /// Who should hold an address instead of the life that owns it: on another host, because that may have died.
     fn heir(&self, draft: &Draft<'_>, number: usize) -> Option<NodeId> {
         let MapAddress { owner, boot, .. } = draft.next.addresses[number];
+        let host = |node: NodeId| draft.next.node(node).map(|n| n.host);
         let suited = |node: NodeId| {
             let member_of = draft.next.groups.iter().filter(|g| g.member(node).is_some()).count();
             let owns = draft.next.addresses.iter().filter(|a| a.owner == node).count();
             let silent = draft.view(node).map_or(0, |v| v.silent_votes);
-            (std::cmp::Reverse(silent), member_of, std::cmp::Reverse(owns), std::cmp::Reverse(node))
+            let elsewhere = host(node) != host(owner);
+            (
+                std::cmp::Reverse(silent),
+                elsewhere,
+                member_of,
+                std::cmp::Reverse(owns),
+                std::cmp::Reverse(node),
+            )
         };
         let others = draft.next.nodes.iter().filter(|n| (n.id, n.boot) != (owner, boot));
         others.map(|n| n.id).filter(|n| draft.is_usable(*n)).max_by_key(|n| suited(*n))

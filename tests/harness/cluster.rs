@@ -145,32 +145,35 @@ impl Nodes {
         places
     }
 
-    /// Waits until these members have executed the same of every slot, with the same digests.
+    /// Waits until these nodes have executed the same of every slot that two of them hold, with the same digests.
     pub(crate) fn assert_agree(&self, ids: &[u16]) {
         let mut found = String::new();
-        let agreed = until(Duration::from_secs(5), || {
-            let places: Vec<Places> = ids.iter().map(|id| self.places(*id)).collect();
-            let entries: u64 = places[0].values().map(|(executed, _)| executed).sum();
-            assert!(entries > 500, "nothing to compare: {entries} entries");
+        let agreed = until(Duration::from_secs(10), || {
+            let all: Vec<(u16, Places)> = ids.iter().map(|id| (*id, self.places(*id))).collect();
+            let mut slots: BTreeMap<u64, (u16, &(u64, String))> = BTreeMap::new();
             found.clear();
-            for (id, other) in ids.iter().zip(&places).skip(1) {
-                let differ: Vec<_> =
-                    places[0].iter().filter(|(slot, p)| other.get(slot) != Some(*p)).collect();
-                if other.len() != places[0].len() || !differ.is_empty() {
-                    let first = differ.first().map(|(slot, place)| (slot, place, other.get(slot)));
-                    found += &format!(
-                        "node {id} differs from node {} in {} slots, as in (slot, there, here) {first:?}; ",
-                        ids[0],
-                        differ.len()
-                    );
+            for (id, places) in &all {
+                for (slot, place) in places {
+                    let (first, known) = *slots.entry(*slot).or_insert((*id, place));
+                    if known != place {
+                        found += &format!("slot {slot}: node {first} {known:?}, node {id} {place:?}; ");
+                    }
                 }
             }
+            let entries: u64 = slots.values().map(|(_, (executed, _))| executed).sum();
+            assert!(entries > 500, "nothing to compare: {entries} entries");
             found.is_empty()
         });
+        found.truncate(2_000);
         assert!(agreed, "{found}");
         for id in ids {
             assert_eq!(self.engine(*id, "divergences"), 0, "node {id}");
         }
+    }
+
+    /// How many slots each of these nodes holds of those that have entries: where all are members, all of them.
+    pub(crate) fn held(&self, ids: &[u16]) -> Vec<usize> {
+        ids.iter().map(|id| self.places(*id).len()).collect()
     }
 }
 

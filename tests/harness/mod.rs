@@ -110,6 +110,13 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // What a node said before its test failed is worth more than what the test saw.
+        if std::thread::panicking() {
+            let (_, err) = self.read();
+            let skip = err.lines().count().saturating_sub(200);
+            let last: Vec<&str> = err.lines().skip(skip).collect();
+            eprintln!("process {} said in the end:\n{}\n", self.pid(), last.join("\n"));
+        }
     }
 }
 

@@ -8,6 +8,10 @@ use crate::io::addresses::{Change, News};
 use crate::proto::map::ClusterMap;
 use crate::types::{Boot, Nanos, NodeId, Term};
 
+/// A loop that slept through the end of its lease first hears what has come meanwhile: a lease, or that the address has
+/// moved.
+const HEAR_FIRST: Nanos = Nanos::from_millis(10);
+
 /// See the module's page.
 #[derive(Debug)]
 pub struct Holding {
@@ -20,6 +24,8 @@ pub struct Holding {
     changes: Sender<Change>,
     /// When an address is given up for want of a lease.
     give_up_at: Nanos,
+    /// None is, before then.
+    not_before: Nanos,
 }
 
 impl Holding {
@@ -31,14 +37,19 @@ impl Holding {
         changes: Sender<Change>,
     ) -> Holding {
         let held = addresses.iter().map(|address| (*address, None)).collect();
-        Holding { node, boot, grace, held, changes, give_up_at: Nanos::MAX }
+        Holding { node, boot, grace, held, changes, give_up_at: Nanos::MAX, not_before: Nanos::ZERO }
+    }
+
+    /// The loop's turn at `now` comes late: this node, or all of its machine, has stood still.
+    pub fn was_asleep(&mut self, now: Nanos) {
+        self.not_before = now + HEAR_FIRST;
     }
 
     /// Compares what is held with the map and the lease, and tells what has changed. An address is gained once there is
     /// a lease. It is given up when the map says so, or when the lease is out for so long that others may hold it: a
     /// lease that is late now and then must not make the address come and go.
     pub fn follow(&mut self, now: Nanos, map: &ClusterMap, lease_until: Nanos) {
-        let (has_lease, last) = (lease_until > now, lease_until + self.grace);
+        let (has_lease, last) = (lease_until > now, (lease_until + self.grace).max(self.not_before));
         self.give_up_at = Nanos::MAX;
         for (index, (address, held)) in self.held.iter_mut().enumerate() {
             let owned = map.owns(index, self.node, self.boot).then(|| map.addresses[index].term);
@@ -120,5 +131,20 @@ mod tests {
         let again =
             vec![(first, 3, News::Gained(4)), (second, 10, News::Moved), (second, 12, News::Gained(4))];
         assert_eq!(follow(320, &back, 400).0, again, "it was another's in between");
+    }
+    #[test]
+    fn a_loop_that_has_slept_through_its_lease_hears_first_what_has_come() {
+        let (changes, told) = channel::unbounded();
+        let mut holding = Holding::new(ME, Nanos(50), &[[10, 0, 0, 1].into()], changes);
+        let (mine, lease) = (map(1, &[(1, 5, 1), (2, 5, 1)]), Nanos(100));
+        holding.follow(Nanos(10), &mine, lease);
+        assert_eq!(told.try_recv().unwrap().news, News::Gained(1));
+        let woke = Nanos(1_000);
+        holding.was_asleep(woke);
+        holding.follow(woke, &mine, lease);
+        assert!(told.try_recv().is_err());
+        assert_eq!(holding.next_timeout(), woke + HEAR_FIRST);
+        holding.follow(woke + HEAR_FIRST, &mine, lease);
+        assert_eq!(told.try_recv().unwrap().news, News::Expired);
     }
 }

@@ -61,12 +61,14 @@ impl<C: ShardCore> ShardLoop<C> {
                 self.plan(now.mono);
             }
         }
-        if let Some(map) = self.parts.cells.take_map(&mut self.held.seen) {
+        let news = self.parts.cells.take_map(&mut self.held.seen);
+        let is_news = news.is_some();
+        if let Some(map) = news {
             self.core.on_map(now, map.clone());
             self.held.map = Some(map);
             self.plan(now.mono);
         }
-        if self.held.due.iter().all(|(_, at)| *at > now.mono) {
+        if !is_news && self.held.due.iter().all(|(_, at)| *at > now.mono) {
             return Ok(());
         }
         let (due, later) = self.held.due.iter().partition(|(_, at)| *at <= now.mono);
