@@ -24,14 +24,13 @@ impl<'a> Address<'a> {
         if rest.first() == Some(&b'"') {
             rest = after_quoted(rest)?;
         }
-        let Some(open) = memchr::memchr(b'<', rest) else {
+        // A bracket behind a `;` is a parameter's.
+        let open = memchr::memchr2(b'<', b';', rest).filter(|at| rest[*at] == b'<');
+        let Some(open) = open else {
             // A quote starts a name, and a name wants brackets.
-            if rest.len() != value.len() {
-                return None;
-            }
             let end = memchr::memchr(b';', value).unwrap_or(value.len());
             let uri = value[..end].trim_ascii();
-            let one = !uri.is_empty() && !uri.iter().any(|b| b.is_ascii_whitespace() || *b == b'>');
+            let one = !uri.is_empty() && !uri.iter().any(|b| b.is_ascii_whitespace() || b"\">".contains(b));
             return one.then(|| Address { display: &[], uri, params: Params::of(&value[end..]) });
         };
         let open = offset(value, rest) + open;

@@ -251,7 +251,7 @@ impl<'a> Message<'a> {
         &self,
         name: HeaderName<'n>,
     ) -> impl Iterator<Item = Header<'a>> + Clone + use<'_, 'a, 'n> {
-        let name = HeaderName::of(name.text());
+        let name = if let HeaderName::Other(written) = name { HeaderName::of(written) } else { name };
         let code = name.code();
         let same = self.headers.iter().filter(move |span| span.name == code);
         same.map(|span| self.header(span)).filter(move |header| header.name == name)
@@ -328,6 +328,9 @@ fn start_line(line: &[u8]) -> Result<(Start<'_>, Option<Reason>), Reason> {
         }
         if !is_version_2(first) {
             return Err(Reason::Version);
+        }
+        if reason.contains(&b'\r') {
+            return Err(Reason::StartLine);
         }
         return Ok((Start::Response { code, reason: reason.get(1..).unwrap_or_default() }, None));
     }

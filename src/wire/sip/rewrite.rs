@@ -94,6 +94,9 @@ impl<'m> Rewrite<'m> {
         match headers.next() {
             None => self.append(name, value),
             Some(first) => {
+                // What was removed is set again.
+                let start = offset(message.bytes(), first.raw);
+                self.edits.retain(|edit| (edit.from, edit.to) != (start, start + first.raw.len()));
                 self.replace(first.value, value);
                 headers.for_each(|header| self.replace(header.raw, b""));
                 self

@@ -1,4 +1,4 @@
-//! URIs: the parts of sip and sips ones, all others opaque.
+//! URIs: the parts of sip, sips and tel ones, all others opaque.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -84,7 +84,7 @@ impl PartialEq for Host<'_> {
 
 impl Eq for Host<'_> {}
 
-/// The parts of a sip or sips URI; of another one only the scheme.
+/// The parts of a sip or sips URI; of a tel one the number and the parameters, of others only the scheme.
 #[derive(Copy, Clone, Debug)]
 pub struct Uri<'a> {
     whole: &'a [u8],
@@ -114,18 +114,25 @@ impl<'a> Uri<'a> {
             _ if scheme.eq_ignore_ascii_case(b"tel") => Scheme::Tel,
             _ => Scheme::Other(scheme),
         };
-        let (user, password) = (None, None);
-        let uri = Uri {
+        let mut uri = Uri {
             whole: bytes,
             scheme,
-            user,
-            password,
+            user: None,
+            password: None,
             host: None,
             port: None,
             params: Params::default(),
             headers: &[],
         };
-        if uri.is_sip() { uri.with_parts(rest) } else { Some(uri) }
+        match scheme {
+            Scheme::Sip | Scheme::Sips => uri.with_parts(rest),
+            Scheme::Tel => {
+                let end = memchr::memchr(b';', rest).unwrap_or(rest.len());
+                (uri.user, uri.params) = (Some(&rest[..end]), Params::of(&rest[end..]));
+                Some(uri)
+            }
+            Scheme::Other(_) => Some(uri),
+        }
     }
 
     fn with_parts(mut self, rest: &'a [u8]) -> Option<Uri<'a>> {
@@ -167,7 +174,7 @@ impl<'a> Uri<'a> {
         cut(self.whole, b':').1.unwrap_or_default()
     }
 
-    /// The user, escapes as they stand.
+    /// The user, escapes as they stand; of a tel URI the number as written.
     pub fn user(&self) -> Option<&'a [u8]> {
         self.user
     }
