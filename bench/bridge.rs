@@ -190,7 +190,12 @@ impl Bridged {
         Ok(())
     }
 
-    /// Starts a node again that was killed.
+    /// Asks a node to hand over what it holds and to end.
+    pub(crate) fn end(&self, node: NodeId) -> anyhow::Result<()> {
+        Ok(signal(self.node(node)?.child.id(), Signal::Terminate)?)
+    }
+
+    /// Starts a node again that was killed, or was asked to end.
     pub(crate) fn start_again(&mut self, node: NodeId) -> anyhow::Result<()> {
         let at =
             self.nodes.iter().position(|n| n.id == node).with_context(|| format!("there is no {node}"))?;

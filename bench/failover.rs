@@ -1,9 +1,10 @@
 //! What clients notice when a master dies, freezes, or loses its link (modes sigkill, sigstop, cut: the owner lives
 //! on), and when the owner does (modes owner, host: its engine alone, or its host; owner-stop, owner-cut): the gap in
-//! the replies, and whether anything was lost or answered twice.
+//! the replies, and whether anything was lost or answered twice. Modes restart and rolling are `operate`'s.
 
 mod bridge;
 mod common;
+mod operate;
 mod subject;
 mod world;
 
@@ -245,13 +246,25 @@ fn measure(args: &Args) -> anyhow::Result<Vec<Value>> {
         args.get("--kills").map_or(Ok(if args.quick { 10 } else { 100 }), str::parse).context("--kills")?;
     let rate = args.get("--rate").map_or(Ok(5_000.0), str::parse).context("--rate")?;
     let mode = args.get("--mode").unwrap_or("all");
-    let faults: Vec<Fault> = Fault::ALL.into_iter().filter(|f| mode == "all" || mode == f.name()).collect();
-    if faults.is_empty() {
-        bail!("--mode {mode}: give sigkill, sigstop, cut, owner, host, owner-stop, owner-cut or all");
+    let calls = args.get("--calls").map_or(Ok(100_000), str::parse).context("--calls")?;
+    if mode == "restart" {
+        return operate::restart(calls, rate, kills);
     }
-    if faults.iter().any(|fault| fault.needs_bridge() || fault.of_owner()) && !bridge::is_inside() {
+    let faults: Vec<Fault> = Fault::ALL.into_iter().filter(|f| mode == "all" || mode == f.name()).collect();
+    if faults.is_empty() && mode != "rolling" {
+        bail!(
+            "--mode {mode}: give sigkill, sigstop, cut, owner, host, owner-stop, owner-cut, restart, rolling or all"
+        );
+    }
+    let between_hosts = faults.iter().any(|fault| fault.needs_bridge() || fault.of_owner());
+    if (mode == "rolling" || between_hosts) && !bridge::is_inside() {
         let why = bridge::enter();
-        eprintln!("SKIPPED: modes cut, owner-stop, owner-cut; owner and host on loopback only: {why:#}");
+        eprintln!(
+            "SKIPPED: modes cut, owner-stop, owner-cut; owner, host and rolling on loopback only: {why:#}"
+        );
+    }
+    if mode == "rolling" {
+        return operate::rolling(rate, kills);
     }
     let mut rows = Vec::new();
     for fault in faults.into_iter().filter(|f| !f.needs_bridge() || bridge::is_inside()) {
@@ -315,7 +328,7 @@ fn measure(args: &Args) -> anyhow::Result<Vec<Value>> {
 
 fn main() -> ExitCode {
     world::name_program();
-    let args = Args::read("failover", &["--kills", "--rate", "--mode"]);
+    let args = Args::read("failover", &["--kills", "--rate", "--mode", "--calls"]);
     match measure(&args) {
         Ok(rows) => {
             args.write("failover", &rows);

@@ -36,7 +36,7 @@ fn held(cluster: &LocalCluster) -> anyhow::Result<Vec<Held>> {
 
 /// A cluster with `calls` open calls, what its nodes held before and hold now.
 fn open(calls: u32) -> anyhow::Result<(LocalCluster, Vec<Held>, Vec<Held>, u64)> {
-    let cluster = world::cluster(MEMBERS)?;
+    let cluster = world::cluster(MEMBERS, &[])?;
     let system = machine::system(&cluster);
     // Buffers and logs reach their working size before the calls are counted.
     crate::run(&system, Load::new(FEW, OPEN_RATE, Nanos::from_secs(2), 1), Expect::Trailer)?;

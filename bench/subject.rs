@@ -96,10 +96,15 @@ pub(crate) enum Cluster {
 impl Cluster {
     /// An owner's death is measured between hosts, where its address must move, if this machine has them.
     pub(crate) fn start(fault: Fault) -> anyhow::Result<Cluster> {
+        Cluster::start_with(fault, &[])
+    }
+
+    /// The same, on loopback with some settings of its own.
+    pub(crate) fn start_with(fault: Fault, settings: &[(&str, &str)]) -> anyhow::Result<Cluster> {
         let between_hosts = fault.needs_bridge() || (fault.of_owner() && bridge::is_inside());
         Ok(match between_hosts {
             true => Cluster::Bridged(Bridged::start(&std::env::var(world::PROGRAM)?)?),
-            false => Cluster::Local(world::cluster(3)?),
+            false => Cluster::Local(world::cluster(3, settings)?),
         })
     }
 
@@ -110,7 +115,7 @@ impl Cluster {
         }
     }
 
-    fn settings(&self) -> &tandem::config::Settings {
+    pub(crate) fn settings(&self) -> &tandem::config::Settings {
         match self {
             Cluster::Local(local) => &local.settings,
             Cluster::Bridged(bridged) => &bridged.settings,
@@ -128,7 +133,7 @@ impl Cluster {
         }
     }
 
-    fn status(&self, node: NodeId) -> anyhow::Result<Value> {
+    pub(crate) fn status(&self, node: NodeId) -> anyhow::Result<Value> {
         match self {
             Cluster::Local(local) => Ok(local.status(node)?),
             Cluster::Bridged(bridged) => bridged.status(node),
@@ -158,6 +163,22 @@ impl Cluster {
         }
     }
 
+    /// Makes a node hand over what it holds and end, then starts it again and waits until every slot has all its members.
+    pub(crate) fn restart(&mut self, node: NodeId) -> anyhow::Result<()> {
+        match self {
+            Cluster::Local(local) => {
+                let of = local.nodes.iter().find(|n| n.id == node).context("no such node")?;
+                signal(of.pid, Signal::Terminate)?;
+                local.start_again(node)?;
+            }
+            Cluster::Bridged(bridged) => {
+                bridged.end(node)?;
+                bridged.start_again(node)?;
+            }
+        }
+        self.wait_until_all_answer(node)
+    }
+
     /// Brings an owner back; returns how long it took until every slot had all its members again.
     pub(crate) fn restore(&mut self, fault: Fault, victim: NodeId) -> anyhow::Result<f64> {
         let start = Instant::now();
@@ -167,9 +188,16 @@ impl Cluster {
                 Cluster::Bridged(bridged) => bridged.start_again(victim)?,
             }
         }
+        self.wait_until_all_answer(victim)?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Waits until `node` and all others answer, and every slot has all its members.
+    fn wait_until_all_answer(&mut self, node: NodeId) -> anyhow::Result<()> {
+        let start = Instant::now();
         while !self.picture().nodes.iter().all(|node| node.answered) {
             if start.elapsed() > WHOLE_WITHIN {
-                bail!("{victim} is not back after {WHOLE_WITHIN:?}");
+                bail!("{node} is not back after {WHOLE_WITHIN:?}");
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -178,10 +206,10 @@ impl Cluster {
             Cluster::Local(local) => {
                 local.wait_until_whole(left)?;
                 local.find_engines();
+                Ok(())
             }
-            Cluster::Bridged(bridged) => bridged.wait_until_whole(left)?,
+            Cluster::Bridged(bridged) => bridged.wait_until_whole(left),
         }
-        Ok(start.elapsed().as_secs_f64())
     }
 
     /// The sum over `nodes` of suspicions that turned out wrong.

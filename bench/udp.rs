@@ -79,7 +79,7 @@ fn cell(system: usize, rate: f64, duration: Nanos) -> anyhow::Result<Cell> {
         let floor = Floor::start()?;
         measure(&System { target: floor.address, pids: vec![floor.pid()] }, Expect::Plain)
     } else {
-        let cluster = world::cluster(system as u16)?;
+        let cluster = world::cluster(system as u16, &[])?;
         measure(&machine::system(&cluster), Expect::Trailer)
     }
 }

@@ -12,8 +12,9 @@ pub(crate) const PROGRAM: &str = "TANDEM_TEST_PROGRAM";
 const STARTS: usize = 3;
 
 /// Starts `nodes` processes that are all members of every slot, with the program of this build.
-pub(crate) fn cluster(nodes: u16) -> anyhow::Result<LocalCluster> {
-    let flags = vec![("R".to_owned(), nodes.to_string())];
+pub(crate) fn cluster(nodes: u16, settings: &[(&str, &str)]) -> anyhow::Result<LocalCluster> {
+    let own = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let flags = own.chain([("R".to_owned(), nodes.to_string())]).collect();
     let args = ClusterArgs { nodes, hosts: None, settings: SettingArgs { flags } };
     let mut result = LocalCluster::start(&args);
     for _ in 1..STARTS {

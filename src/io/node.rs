@@ -48,6 +48,10 @@ use crate::types::{Boot, Nanos, NodeId, NodeSet};
 use crate::wire::datagram::OVERHEAD;
 use crate::wire::seal::{Opener, Sealer};
 
+/// How long an address that may be another's by now stays on the interface: replies end with the lease, and an address
+/// that went with every short silence of the voters would cost clients more.
+const KEEP_ADDRESS: Nanos = Nanos::from_millis(30);
+
 /// Client datagrams that may wait for another shard.
 const RING: usize = 4_096;
 /// Questions that may wait for a shard.
@@ -395,7 +399,7 @@ impl Plan<'_> {
             },
         })?;
         // Nobody can have become the owner earlier than so long after the lease was over.
-        let grace = settings.dead_after - settings.lease;
+        let grace = settings.dead_after - settings.lease + KEEP_ADDRESS;
         let addresses = service_ips(settings);
         let parts = ControlParts {
             node: settings.node,

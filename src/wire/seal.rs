@@ -152,6 +152,7 @@ pub struct Sealer {
     node: NodeId,
     boot: Boot,
     channel: u16,
+    version: u8,
     counter: u64,
     epoch: u64,
     key: LessSafeKey,
@@ -162,7 +163,7 @@ impl Sealer {
     /// of that life's end ([`SUPERVISOR`]).
     pub fn new(cluster: &ClusterKey, node: NodeId, boot: Boot, channel: u16) -> Sealer {
         let key = cluster.datagram_key(node, boot, channel, 0);
-        Sealer { cluster: cluster.clone(), node, boot, channel, counter: 0, epoch: 0, key }
+        Sealer { cluster: cluster.clone(), node, boot, channel, version: VERSION, counter: 0, epoch: 0, key }
     }
 
     /// Seals in place. `datagram` is the whole datagram as it will be sent: [`HEADER_LEN`] bytes that are
@@ -183,7 +184,7 @@ impl Sealer {
             self.key = self.cluster.datagram_key(self.node, self.boot, self.channel, self.epoch);
         }
         let header = Fields {
-            version: VERSION,
+            version: self.version,
             kind,
             from: self.node,
             channel: self.channel,
@@ -326,6 +327,7 @@ fn new_lane(lanes: &mut Vec<Lane>, from: NodeId, boot: Boot, channel: u16) -> &m
 mod tests {
     use super::super::replay_window::WINDOW;
     use super::*;
+    use crate::wire::datagram::{NEWEST_VERSION, OLDEST_VERSION};
     use proptest::prelude::*;
 
     const A: NodeId = NodeId(1);
@@ -379,6 +381,44 @@ mod tests {
                 }
             );
         }
+    }
+
+    /// What a newer version may do without asking: new frames, and bytes behind what control frames have now.
+    #[test]
+    fn nodes_one_wire_version_apart_interoperate() {
+        use crate::wire::beat::{Beat, ControlFrame, ControlFrames, write_beat};
+        use crate::wire::frame::{Ack, Frame, Frames};
+        use zerocopy::FromZeros;
+
+        let (beat, ack) = (Beat { sequence: 7.into(), ..Beat::new_zeroed() }, Ack::new_zeroed());
+        let mut control = Vec::new();
+        write_beat(&mut control, beat, [3]);
+        control[1] += 5;
+        control.extend_from_slice(b"moree");
+        control.extend_from_slice(&[200, 3, 0, 1, 2, 3]);
+        write_beat(&mut control, beat, []);
+        let mut shard = vec![201, 2, 0, 8, 8];
+        Frame::Ack(&ack).write(&mut shard);
+
+        for version in [OLDEST_VERSION, NEWEST_VERSION] {
+            let (mut sealer, mut opener) = (sealer(5), opener());
+            sealer.version = version;
+            let mut datagram = sealed(&mut sealer, destination(B_BOOT), &control);
+            let opened = opener.open(&mut datagram).unwrap();
+            assert_eq!(opened.version, version);
+            let heard: Vec<_> = ControlFrames::new(opened.plaintext).map(Result::unwrap).collect();
+            assert!(
+                matches!(heard[..], [ControlFrame::Beat(b, [stall]), ControlFrame::Beat(..)] if *b == Beat { workers: 1.into(), ..beat } && stall.get() == 3),
+                "{heard:?}"
+            );
+            let mut datagram = sealed(&mut sealer, destination(B_BOOT), &shard);
+            let opened = opener.open(&mut datagram).unwrap();
+            assert_eq!(Frames::new(opened.plaintext).collect::<Vec<_>>(), [Ok(Frame::Ack(&ack))]);
+        }
+        let mut sealer = sealer(5);
+        sealer.version = NEWEST_VERSION + 1;
+        let far = sealed(&mut sealer, destination(B_BOOT), &control);
+        assert_eq!(error(&mut opener(), &far), Some(OpenError::Version));
     }
 
     #[test]

@@ -18,6 +18,10 @@ use tandem::wire::seal::ClusterKey;
 const KEY: &str = "000102030405060708090a0b0c0d0e0f";
 pub(crate) const SERVICE_PORT: u16 = 5_060;
 
+/// Enough for every group, and few enough for a debug build on a busy machine to go through all of them in a
+/// millisecond or two.
+const SLOTS: &str = "512";
+
 /// The first of a node's ports: control; shards follow.
 fn port(id: u16) -> u16 {
     7_100 + 10 * id
@@ -217,7 +221,9 @@ impl Cluster {
         let all =
             [("NODES", list.join(",")), ("SERVICE", service.to_string()), ("CLUSTER_KEY", KEY.to_owned())];
         let mut environment: Vec<(String, String)> = all.map(|(name, value)| (name.to_owned(), value)).into();
-        environment.extend([("SHARDS", "1"), ("PIN", "off")].map(|(n, v)| (n.to_owned(), v.to_owned())));
+        environment.extend(
+            [("SHARDS", "1"), ("PIN", "off"), ("SLOTS", SLOTS)].map(|(n, v)| (n.to_owned(), v.to_owned())),
+        );
         for (name, value) in settings {
             environment.retain(|(known, _)| known != name);
             environment.push(((*name).to_owned(), (*value).to_owned()));

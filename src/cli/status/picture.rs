@@ -213,7 +213,9 @@ fn nodes(
         let in_map = map.into_iter().flat_map(|map| &map.nodes).map(|node| node.id);
         let ids: BTreeSet<NodeId> = in_map.chain(answers.iter().filter_map(id_of).map(NodeId)).collect();
         let at = |id: NodeId| answer_of(id.0).and_then(|answer| answer[ASKED_AT].as_str()).unwrap_or("-");
-        ids.into_iter().map(|id| (id, "-".to_owned(), at(id).to_owned())).collect()
+        // Of the hosts a map tells only which nodes share one.
+        let host = |id: NodeId| map.and_then(|map| map.node(id)).map(|node| format!("#{}", node.host.0));
+        ids.into_iter().map(|id| (id, host(id).unwrap_or("-".into()), at(id).to_owned())).collect()
     };
     let view = |(id, host, address): (NodeId, String, String)| {
         let (answer, in_map) = (answer_of(id.0), map.and_then(|map| map.node(id)));

@@ -106,7 +106,7 @@ fn nodes_that_are_none_of_the_settings_are_told_by_what_they_say() {
     answers[1]["asked_at"] = json!("10.0.0.2:7100");
     let picture = Picture::new(&settings(), &answers, None);
     let said: Vec<_> = picture.nodes.iter().map(|n| (n.id, n.host.as_str(), n.address.as_str())).collect();
-    assert_eq!(said, [(1, "-", "-"), (2, "-", "10.0.0.2:7100"), (3, "-", "-")]);
+    assert_eq!(said, [(1, "#1", "-"), (2, "#2", "10.0.0.2:7100"), (3, "#3", "-")]);
     assert_eq!(picture.addresses[0].endpoints, ["address 0"]);
 }
 

@@ -91,7 +91,8 @@ impl Text<'_> {
 
 fn row(node: &NodeView) -> [String; 8] {
     let state = match node.state {
-        State::Live if !node.answered => "live, silent",
+        // One whose address nobody has named was not asked.
+        State::Live if !node.answered && node.address != "-" => "live, silent",
         State::Live => "live",
         State::Suspect => "suspect",
         State::Draining => "draining",
