@@ -56,6 +56,7 @@ impl<'m> Reply<'m> {
     }
 
     /// The tag for a To that has none; a 100 gets none.
+    #[expect(clippy::wrong_self_convention, reason = "the tag of the header To, no conversion")]
     pub fn to_tag(mut self, tag: &'m [u8]) -> Reply<'m> {
         self.to_tag = tag;
         self
