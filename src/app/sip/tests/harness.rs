@@ -289,7 +289,7 @@ pub(super) fn ack_refusal(invite: &str, refusal: &str) -> String {
 fn follow(invite: &str, method: &str, to: &str) -> String {
     let value = |name| header(invite, name).expect("a header");
     let uri = invite.split(' ').nth(1).expect("a URI");
-    let cseq = value("CSeq").replace("INVITE", method);
+    let cseq = format!("{} {method}", value("CSeq").split(' ').next().expect("a number"));
     crlf(&format!(
         "{method} {uri} SIP/2.0\nVia: {}\nMax-Forwards: 70\nFrom: {}\nTo: {to}\nCall-ID: {}\nCSeq: {cseq}\nContent-Length: 0\n\n",
         value("Via"),
