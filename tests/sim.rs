@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use tandem::proto::Safeguards;
 use tandem::sim::coverage::Coverage;
-use tandem::sim::fault::{Fault, OWNER, Planned, Scenario};
+use tandem::sim::fault::{Fault, Planned, one};
+use tandem::sim::layout::OWNER;
 use tandem::sim::net::{LinkEffect, LinkFault};
+use tandem::sim::scenario::Scenario;
 use tandem::sim::world::{Outcome, run};
 use tandem::types::{Nanos, NodeId, NodeSet};
 
@@ -151,7 +153,7 @@ fn everywhere(effect: LinkEffect) -> Fault {
 fn single_fault(seeds: std::ops::Range<u64>, faults: &[Planned]) -> Coverage {
     let mut coverage = Coverage::default();
     for seed in seeds {
-        let outcome = run(Scenario::with_faults(seed, faults.to_vec()), Safeguards::default(), false);
+        let outcome = run(Scenario::with_faults(seed, false, faults.to_vec()), Safeguards::default(), false);
         assert_eq!(outcome.failure, None, "seed {seed} with {faults:?}");
         coverage.add(&outcome.coverage);
     }
@@ -187,7 +189,8 @@ fn a_wild_network_duplicates_and_reorders_nothing_a_client_sees() {
 #[test]
 fn a_frozen_owner_and_a_frozen_member_wake_up_and_do_no_harm() {
     for node in [OWNER, NodeId(2), NodeId(3)] {
-        let coverage = single_fault(0..15, &[planned(20, 60, Fault::Freeze { node })]);
+        let coverage =
+            single_fault(0..15, &[planned(20, 60, Fault::Freeze { nodes: one(node), mid: false })]);
         assert_eq!(coverage.freezes, 15);
     }
 }

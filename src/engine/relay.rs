@@ -7,7 +7,7 @@ use super::shard::Shard;
 use super::stats::DropReason;
 use crate::app::{CallApp, Inbound};
 use crate::proto::owner::follower::FrameSink;
-use crate::types::{CallKey, Endpoint, LocalId, Nanos, NodeId, Now, Ordinal, Slot, Term};
+use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, Now, Ordinal, Slot, Term};
 use crate::wire::frame::{self, Frame};
 use crate::wire::record::ENTRY_HEADER_LEN;
 use std::collections::BTreeMap;
@@ -16,8 +16,11 @@ use std::collections::BTreeMap;
 const MOST_WAITING: usize = 8_192;
 /// How soon a reply that another node has not confirmed is passed to it again.
 const DELIVER_AGAIN_AFTER: Nanos = Nanos::from_millis(5);
-/// No reply of this slot and term was passed on before.
+/// A chain begins: no reply of this slot and term was passed to this holder before.
 const NONE: u64 = u64::MAX;
+
+/// A node that holds a service address, in which life.
+type Holder = (NodeId, Boot);
 
 /// A client's packet that waits for its slot's recovery.
 #[derive(Debug)]
@@ -42,7 +45,7 @@ pub(super) enum Sent {
 struct Passed {
     term: Term,
     previous: u64,
-    node: NodeId,
+    holder: Holder,
     local: LocalId,
     to: Endpoint,
     bytes: Vec<u8>,
@@ -65,8 +68,8 @@ struct Taken {
 pub(super) struct Delivering {
     /// By local slot index and ordinal: not confirmed yet.
     passed: BTreeMap<(usize, u64), Passed>,
-    /// By slot: the term, the holder and the ordinal of the last one passed on.
-    last: BTreeMap<usize, (Term, NodeId, u64)>,
+    /// By slot and holder: the term and the ordinal of the last one passed on.
+    last: BTreeMap<(usize, Holder), (Term, u64)>,
     again_at: Option<Nanos>,
     /// From other owners, for the next flush.
     taken: Vec<Taken>,
@@ -77,9 +80,8 @@ pub(super) struct Delivering {
 impl Delivering {
     /// The slot is not owned here any more.
     pub(super) fn forget(&mut self, index: usize) {
-        if self.last.remove(&index).is_some() {
-            self.passed.retain(|(slot, _), _| *slot != index);
-        }
+        self.last.retain(|(slot, _), _| *slot != index);
+        self.passed.retain(|(slot, _), _| *slot != index);
     }
 
     /// When replies are to be passed on again.
@@ -90,12 +92,20 @@ impl Delivering {
     /// Whether a reply comes next in its chain: `None` if so, else whether it was taken before.
     fn repeated(&self, deliver: &frame::Deliver) -> Option<bool> {
         let (term, ordinal) = (Term(deliver.term.get()), deliver.ordinal.get());
+        let previous = deliver.previous.get();
         match self.seen.get(&deliver.slot.get()) {
             Some((known, _)) if term < *known => Some(false),
             Some((known, last)) if term == *known && ordinal <= *last => Some(true),
-            Some((known, last)) if term == *known && deliver.previous.get() != *last => Some(false),
-            _ => None,
+            Some((known, last)) if term == *known && previous == *last => None,
+            _ if previous == NONE => None,
+            _ => Some(false),
         }
+    }
+
+    /// Gives a reply its place behind the last one that was passed to its holder.
+    fn chain(&mut self, index: usize, ordinal: u64, passed: &mut Passed) {
+        let before = self.last.insert((index, passed.holder), (passed.term, ordinal));
+        passed.previous = before.filter(|(term, _)| *term == passed.term).map_or(NONE, |(_, last)| last);
     }
 }
 
@@ -202,11 +212,16 @@ impl<A: CallApp> Shard<A> {
         let _ = self.on_client(now, key, &packet);
     }
 
-    /// The node that holds the service address of this endpoint, if it is another one.
-    fn holder(&self, local: LocalId) -> Option<NodeId> {
+    /// Who holds the service address of this endpoint, if it is not this node.
+    fn holder(&self, local: LocalId) -> Option<Holder> {
         let address = *self.map.endpoints.get(usize::from(local.0))?;
         let holder = self.map.addresses.get(usize::from(address))?;
-        (holder.owner != self.config.me || holder.boot != self.config.boot).then_some(holder.owner)
+        let holder = (holder.owner, holder.boot);
+        (holder != (self.config.me, self.config.boot)).then_some(holder)
+    }
+
+    fn holder_or_me(&self, local: LocalId) -> Holder {
+        self.holder(local).unwrap_or((self.config.me, self.config.boot))
     }
 
     /// Hands over what may leave, and passes on what leaves elsewhere.
@@ -217,6 +232,11 @@ impl<A: CallApp> Shard<A> {
         if !self.may_release(now.mono) {
             self.counts.lease_waits += 1;
             return;
+        }
+        // Those first: some may be older outputs of slots here, whose address has come back.
+        for taken in std::mem::take(&mut self.delivering.taken) {
+            out.client(taken.slot, taken.local, taken.to, &taken.bytes);
+            self.sends.push_back(Sent::Delivery { lane: taken.lane, ack: taken.ack });
         }
         let map = std::sync::Arc::clone(&self.map);
         while let Some(index) = self.releasing.pop_front() {
@@ -245,10 +265,6 @@ impl<A: CallApp> Shard<A> {
                 self.deliver(now, slot, term, (ordinal, local, to, bytes));
             }
         }
-        for taken in std::mem::take(&mut self.delivering.taken) {
-            out.client(taken.slot, taken.local, taken.to, &taken.bytes);
-            self.sends.push_back(Sent::Delivery { lane: taken.lane, ack: taken.ack });
-        }
     }
 
     fn deliver(
@@ -258,10 +274,9 @@ impl<A: CallApp> Shard<A> {
         term: Term,
         (ordinal, local, to, bytes): (Ordinal, LocalId, Endpoint, Vec<u8>),
     ) {
-        let node = self.holder(local).unwrap_or(self.config.me);
-        let known = self.delivering.last.insert(index, (term, node, ordinal.0));
-        let previous = known.filter(|(t, n, _)| (*t, *n) == (term, node)).map_or(NONE, |(_, _, last)| last);
-        let passed = Passed { term, previous, node, local, to, bytes, at: now.mono };
+        let holder = self.holder_or_me(local);
+        let mut passed = Passed { term, previous: NONE, holder, local, to, bytes, at: now.mono };
+        self.delivering.chain(index, ordinal.0, &mut passed);
         self.write_delivery(index, ordinal.0, &passed);
         self.counts.delivered += 1;
         self.delivering.passed.insert((index, ordinal.0), passed);
@@ -269,7 +284,7 @@ impl<A: CallApp> Shard<A> {
     }
 
     fn write_delivery(&mut self, index: usize, ordinal: u64, passed: &Passed) {
-        let Some(lane) = self.lane(passed.node) else { return };
+        let Some(lane) = self.lane(passed.holder.0) else { return };
         let deliver = frame::Deliver {
             slot: self.slot_at(index).0.into(),
             local: passed.local.0.into(),
@@ -282,17 +297,17 @@ impl<A: CallApp> Shard<A> {
         self.lanes[lane].packer.frame(&Frame::Deliver(&deliver, &passed.bytes));
     }
 
-    /// Passes on again what has not been confirmed; where an address has moved, to its new holder, as a new chain.
+    /// Passes on again what has not been confirmed; where an address has moved, to its new holder, as a new chain. That
+    /// must be before anything newer is passed to that one.
     pub(super) fn deliver_again(&mut self, now: Now) {
         self.delivering.again_at = None;
         let mut passed = std::mem::take(&mut self.delivering.passed);
-        let mut moved: BTreeMap<usize, u64> = BTreeMap::new();
         for ((index, ordinal), reply) in &mut passed {
-            let holder = self.holder(reply.local).unwrap_or(self.config.me);
-            if holder != reply.node {
-                reply.node = holder;
-                reply.previous = moved.insert(*index, *ordinal).unwrap_or(NONE);
-                self.delivering.last.insert(*index, (reply.term, holder, *ordinal));
+            let holder = self.holder_or_me(reply.local);
+            if holder != reply.holder {
+                self.delivering.last.remove(&(*index, reply.holder));
+                reply.holder = holder;
+                self.delivering.chain(*index, *ordinal, reply);
                 reply.at = Nanos::ZERO;
             }
             if now.mono.since(reply.at) >= DELIVER_AGAIN_AFTER {
@@ -343,9 +358,9 @@ impl<A: CallApp> Shard<A> {
             self.counts.drop_no_slot += 1;
             return;
         };
-        let (node, term) = (self.lanes[lane].node, Term(ack.term.get()));
-        let key = (index, ack.ordinal.get());
-        let known = self.delivering.passed.get(&key).is_some_and(|p| p.node == node && p.term == term);
+        let holder = (self.lanes[lane].node, self.lanes[lane].boot.unwrap_or_default());
+        let (term, key) = (Term(ack.term.get()), (index, ack.ordinal.get()));
+        let known = self.delivering.passed.get(&key).is_some_and(|p| p.holder == holder && p.term == term);
         if !known {
             self.counts.drop_ahead += 1;
             return;

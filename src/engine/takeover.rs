@@ -41,6 +41,7 @@ impl<A: CallApp> Shard<A> {
             self.take_seat(index);
             self.take_over(index);
         }
+        self.deliver_again(now);
         self.resync.on_map();
         self.standing.look_again();
         self.seal_round = 0;

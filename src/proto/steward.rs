@@ -104,7 +104,7 @@ pub enum Change {
     Promoted(NodeId, usize),
     /// So many groups need their past members no more.
     Confirmed(usize),
-    /// So many groups begin anew: all who held them have died.
+    /// So many groups go on with what earlier members have left, or begin anew: all who held them have died.
     Lossy(usize),
     /// Nothing but the version: voters that had promised to renew the lease of this node no more may do so again.
     Freed(NodeId),
@@ -126,7 +126,7 @@ impl fmt::Display for Change {
             Change::Freed(node) => write!(f, "{node} is heard again, and may have its lease from all voters"),
             Change::Confirmed(groups) => write!(f, "{groups} groups have settled"),
             Change::Lossy(groups) => {
-                write!(f, "LOSSY: all members of {groups} groups have died, they begin anew")
+                write!(f, "LOSSY: all members of {groups} groups have died, they go on with what is left")
             }
         }
     }

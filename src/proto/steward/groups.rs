@@ -95,9 +95,10 @@ impl Steward {
             }
             let all_dead = members.iter().all(|m| !draft.next.is_live(m.node, m.boot));
             if all_dead && self.config.lossy_go && group.past.len() < MAX_PAST {
-                let fresh = self.fresh_members(draft, at);
-                if !fresh.is_empty() {
-                    (members, anew) = (fresh, anew + 1);
+                let left = left_members(draft, at);
+                let instead = if left.is_empty() { self.fresh_members(draft, at) } else { left };
+                if !instead.is_empty() {
+                    (members, anew) = (instead, anew + 1);
                 }
             }
             let group = &mut draft.next.groups[at];
@@ -199,9 +200,15 @@ impl Steward {
             let belongs = home(&known, at, replicas);
             let usable: Vec<&MapNode> = draft.next.nodes.iter().filter(|n| draft.is_usable(n.id)).collect();
             let candidates = home(&usable, at, usable.len());
+            // One that was a member must not forget what may still be needed.
+            let needed = |n: NodeId| {
+                let same = |m: &MapMember| m.node == n && draft.next.is_live(n, m.boot);
+                group.past.iter().flatten().any(same)
+            };
             let candidate = |n: &NodeId| {
                 group.member(*n).is_none()
                     && group.learner(*n).is_none()
+                    && !needed(*n)
                     && (long || leaving || belongs.contains(n))
             };
             // Homes first, and a new host before one that is there already.
@@ -260,6 +267,18 @@ impl Steward {
             left -= 1;
         }
     }
+}
+
+/// Members of earlier sets that live and are there, each as it was when it was one: they still hold what they had then.
+fn left_members(draft: &Draft<'_>, at: usize) -> Vec<MapMember> {
+    let mut left: Vec<MapMember> = Vec::new();
+    for member in draft.next.groups[at].past.iter().rev().flatten() {
+        let whole = draft.next.is_live(member.node, member.boot) && draft.is_present(member.node);
+        if whole && left.iter().all(|m| m.node != member.node) {
+            left.push(*member);
+        }
+    }
+    left
 }
 
 fn note(counts: &mut Vec<(NodeId, usize)>, node: NodeId) {
