@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 const MOST_WAITING: usize = 8_192;
 /// How soon a reply that another node has not confirmed is passed to it again.
 const DELIVER_AGAIN_AFTER: Nanos = Nanos::from_millis(5);
-/// A chain begins: no reply of this slot and term was passed to this holder before.
+/// A chain begins: no reply of this slot and term for this service address was passed to its holder before.
 const NONE: u64 = u64::MAX;
 
 /// A node that holds a service address, in which life.
@@ -36,8 +36,8 @@ pub(super) struct Waiting {
 pub(super) enum Sent {
     /// An output of a slot owned here (by local index).
     Output { index: u16, term: Term, ordinal: Ordinal },
-    /// An output of the owner on `lane`, which waits to hear that it left.
-    Delivery { lane: usize, ack: frame::DeliverAck },
+    /// An output of the owner on `lane`, which waits to hear that it left; none: its address was lost before.
+    Delivery { lane: usize, ack: Option<frame::DeliverAck>, address: u16 },
 }
 
 /// A reply passed to the node that holds its address.
@@ -45,6 +45,7 @@ pub(super) enum Sent {
 struct Passed {
     term: Term,
     previous: u64,
+    address: u16,
     holder: Holder,
     local: LocalId,
     to: Endpoint,
@@ -68,13 +69,15 @@ struct Taken {
 pub(super) struct Delivering {
     /// By local slot index and ordinal: not confirmed yet.
     passed: BTreeMap<(usize, u64), Passed>,
-    /// By slot and holder: the term and the ordinal of the last one passed on.
-    last: BTreeMap<(usize, Holder), (Term, u64)>,
+    /// By slot and service address: the term, the holder and the ordinal of the last one passed on.
+    last: BTreeMap<(usize, u16), (Term, Holder, u64)>,
     again_at: Option<Nanos>,
     /// From other owners, for the next flush.
     taken: Vec<Taken>,
-    /// By slot: term and ordinal of the last reply taken.
-    seen: BTreeMap<u16, (Term, u64)>,
+    /// By slot and service address: term and ordinal of the last reply taken.
+    seen: BTreeMap<(u16, u16), (Term, u64)>,
+    /// The same of the last one that has left.
+    left: BTreeMap<(u16, u16), (Term, u64)>,
 }
 
 impl Delivering {
@@ -90,10 +93,10 @@ impl Delivering {
     }
 
     /// Whether a reply comes next in its chain: `None` if so, else whether it was taken before.
-    fn repeated(&self, deliver: &frame::Deliver) -> Option<bool> {
+    fn repeated(&self, address: u16, deliver: &frame::Deliver) -> Option<bool> {
         let (term, ordinal) = (Term(deliver.term.get()), deliver.ordinal.get());
         let previous = deliver.previous.get();
-        match self.seen.get(&deliver.slot.get()) {
+        match self.seen.get(&(deliver.slot.get(), address)) {
             Some((known, _)) if term < *known => Some(false),
             Some((known, last)) if term == *known && ordinal <= *last => Some(true),
             Some((known, last)) if term == *known && previous == *last => None,
@@ -102,10 +105,12 @@ impl Delivering {
         }
     }
 
-    /// Gives a reply its place behind the last one that was passed to its holder.
+    /// Gives a reply its place behind the last one for its address that was passed to the same holder.
     fn chain(&mut self, index: usize, ordinal: u64, passed: &mut Passed) {
-        let before = self.last.insert((index, passed.holder), (passed.term, ordinal));
-        passed.previous = before.filter(|(term, _)| *term == passed.term).map_or(NONE, |(_, last)| last);
+        let (term, holder) = (passed.term, passed.holder);
+        let before = self.last.insert((index, passed.address), (term, holder, ordinal));
+        let same = before.filter(|(t, h, _)| (*t, *h) == (term, holder));
+        passed.previous = same.map_or(NONE, |(_, _, last)| last);
     }
 }
 
@@ -220,6 +225,11 @@ impl<A: CallApp> Shard<A> {
         (holder != (self.config.me, self.config.boot)).then_some(holder)
     }
 
+    /// The service address of an endpoint that exists.
+    fn address_of(&self, local: LocalId) -> u16 {
+        self.map.endpoints.get(usize::from(local.0)).copied().unwrap_or_default()
+    }
+
     fn holder_or_me(&self, local: LocalId) -> Holder {
         self.holder(local).unwrap_or((self.config.me, self.config.boot))
     }
@@ -236,7 +246,8 @@ impl<A: CallApp> Shard<A> {
         // Those first: some may be older outputs of slots here, whose address has come back.
         for taken in std::mem::take(&mut self.delivering.taken) {
             out.client(taken.slot, taken.local, taken.to, &taken.bytes);
-            self.sends.push_back(Sent::Delivery { lane: taken.lane, ack: taken.ack });
+            let (ack, address) = (Some(taken.ack), self.address_of(taken.local));
+            self.sends.push_back(Sent::Delivery { lane: taken.lane, ack, address });
         }
         let map = std::sync::Arc::clone(&self.map);
         while let Some(index) = self.releasing.pop_front() {
@@ -274,8 +285,8 @@ impl<A: CallApp> Shard<A> {
         term: Term,
         (ordinal, local, to, bytes): (Ordinal, LocalId, Endpoint, Vec<u8>),
     ) {
-        let holder = self.holder_or_me(local);
-        let mut passed = Passed { term, previous: NONE, holder, local, to, bytes, at: now.mono };
+        let (address, holder) = (self.address_of(local), self.holder_or_me(local));
+        let mut passed = Passed { term, previous: NONE, address, holder, local, to, bytes, at: now.mono };
         self.delivering.chain(index, ordinal.0, &mut passed);
         self.write_delivery(index, ordinal.0, &passed);
         self.counts.delivered += 1;
@@ -305,7 +316,6 @@ impl<A: CallApp> Shard<A> {
         for ((index, ordinal), reply) in &mut passed {
             let holder = self.holder_or_me(reply.local);
             if holder != reply.holder {
-                self.delivering.last.remove(&(*index, reply.holder));
                 reply.holder = holder;
                 self.delivering.chain(*index, *ordinal, reply);
                 reply.at = Nanos::ZERO;
@@ -322,20 +332,44 @@ impl<A: CallApp> Shard<A> {
         }
     }
 
+    /// A service address has got another term: what the driver had for it and has not sent it drops, and whoever passed
+    /// it here has to pass it on again.
+    pub(super) fn lose_address(&mut self, address: u16) {
+        for sent in &mut self.sends {
+            if let Sent::Delivery { ack, address: of, .. } = sent
+                && *of == address
+            {
+                *ack = None;
+            }
+        }
+        let map = std::sync::Arc::clone(&self.map);
+        let of = |local: LocalId| map.endpoints.get(usize::from(local.0)).copied();
+        let Delivering { taken, seen, left, .. } = &mut self.delivering;
+        taken.retain(|taken| of(taken.local) != Some(address));
+        seen.retain(|(_, of), _| *of != address);
+        seen.extend(left.iter().filter(|((_, of), _)| *of == address).map(|(key, place)| (*key, *place)));
+    }
+
     /// Another owner's reply is to leave from here: once, in its order, and only from an address held here.
     pub(super) fn on_deliver(&mut self, lane: usize, deliver: &frame::Deliver, payload: &[u8]) {
         let local = LocalId(deliver.local.get());
         let ack = frame::DeliverAck { slot: deliver.slot, term: deliver.term, ordinal: deliver.ordinal };
         let held = self.map.has_endpoint(local) && self.holder(local).is_none();
-        if !held || self.index(deliver.slot.get()).is_none() {
+        // Of an owner that another one has followed: that one says it, if it is still to be said.
+        let old = || Term(deliver.term.get()) < self.map.owner(Slot(deliver.slot.get())).term;
+        if !held || self.index(deliver.slot.get()).is_none() || old() {
             self.counts.deliveries_refused += 1;
             return;
         }
-        match self.delivering.repeated(deliver) {
+        let address = self.address_of(local);
+        match self.delivering.repeated(address, deliver) {
             Some(true) => {
                 // It waits here, or has left.
                 let waits = self.delivering.taken.iter().any(|t| t.ack == ack)
-                    || self.sends.iter().any(|s| matches!(s, Sent::Delivery { ack: a, .. } if *a == ack));
+                    || self
+                        .sends
+                        .iter()
+                        .any(|s| matches!(s, Sent::Delivery { ack: Some(a), .. } if *a == ack));
                 if !waits {
                     self.lanes[lane].packer.frame(&Frame::DeliverAck(&ack));
                 }
@@ -343,7 +377,7 @@ impl<A: CallApp> Shard<A> {
             Some(false) => self.counts.deliveries_refused += 1,
             None => {
                 let (term, ordinal) = (Term(deliver.term.get()), deliver.ordinal.get());
-                self.delivering.seen.insert(deliver.slot.get(), (term, ordinal));
+                self.delivering.seen.insert((deliver.slot.get(), address), (term, ordinal));
                 self.counts.deliveries_taken += 1;
                 let to = Endpoint { ip: deliver.ip, port: deliver.port.get() };
                 let (slot, bytes) = (Slot(deliver.slot.get()), payload.to_vec());
@@ -377,10 +411,13 @@ impl<A: CallApp> Shard<A> {
                 Some(Sent::Output { index, term, ordinal }) => {
                     self.on_output_sent(now, usize::from(index), term, ordinal);
                 }
-                Some(Sent::Delivery { lane, ack }) => {
+                Some(Sent::Delivery { lane, ack: Some(ack), address }) => {
+                    let place = (Term(ack.term.get()), ack.ordinal.get());
+                    self.delivering.left.insert((ack.slot.get(), address), place);
                     self.lanes[lane].packer.frame(&Frame::DeliverAck(&ack));
                     self.next = now.mono;
                 }
+                Some(Sent::Delivery { ack: None, .. }) => {}
                 None => break,
             }
         }

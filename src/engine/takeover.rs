@@ -36,7 +36,12 @@ impl<A: CallApp> Shard<A> {
         if map.version <= self.map.version || map.slots != self.map.slots {
             return;
         }
-        self.map = map;
+        let before = std::mem::replace(&mut self.map, map);
+        for address in 0..before.addresses.len().min(self.map.addresses.len()) {
+            if before.addresses[address].term != self.map.addresses[address].term {
+                self.lose_address(address as u16);
+            }
+        }
         for index in 0..self.slots.len() {
             self.take_seat(index);
             self.take_over(index);
@@ -136,6 +141,12 @@ impl<A: CallApp> Shard<A> {
             let boot = self.lanes[lane].boot.filter(|_| trusted);
             self.changing(index, |owner, _, _| owner.on_trust(node, boot));
         }
+    }
+
+    /// Whether a slot is owned here and members' answers to its seal still decide what its log is.
+    pub fn awaits_answers(&self, slot: Slot) -> bool {
+        let recovery = self.index(slot.0).and_then(|index| self.slots[index].recovery.as_ref());
+        recovery.is_some_and(|recovery| !recovery.is_settled())
     }
 
     /// Asks for what is missing to recover the slots that are owned here and not yet open.
