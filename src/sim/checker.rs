@@ -133,32 +133,20 @@ impl Checker {
         self.slots[usize::from(slot)].accepted(number);
     }
 
-    /// Which of these answers to seals (slot, term, replies known to be on the wire) come to an owner that has gone on
-    /// without them already.
-    pub fn began(&self, answers: &[(u16, Term, u64)]) -> Vec<bool> {
-        let began = |(slot, term, _): &(u16, Term, u64)| {
-            self.slots.get(usize::from(*slot)).is_none_or(|history| history.knows_enough(*term))
-        };
-        answers.iter().map(began).collect()
-    }
-
-    /// These answers came in one turn of an owner. If it went on in that turn, the first of them counted for certain.
-    pub fn knew(&mut self, answers: &[(u16, Term, u64)], before: &[bool]) {
-        for (at, (slot, term, released)) in answers.iter().enumerate() {
-            let first = !answers[..at].iter().any(|(s, t, _)| (s, t) == (slot, term));
-            let Some(history) = self.slots.get_mut(usize::from(*slot)).filter(|_| !before[at]) else {
-                continue;
-            };
-            if first || !history.knows_enough(*term) {
-                history.knew(*term, *released);
-            }
+    /// A member has answered the owner of a term, which still asks, that so many replies of a slot are on the wire.
+    pub fn knew(&mut self, slot: u16, term: Term, released: u64) {
+        if let Some(history) = self.slots.get_mut(usize::from(slot)) {
+            history.knew(term, released);
         }
     }
 
-    /// The owner of a term has heard enough: it goes on with a slot.
-    pub fn knows_enough(&mut self, slot: u16, term: Term) {
-        if let Some(history) = self.slots.get_mut(usize::from(slot)) {
-            history.began(term);
+    /// A loop of a node follows a map: where it joins anew it forgets.
+    pub fn follows(&mut self, life: Life, map: &ClusterMap, lane: usize) {
+        let shards = usize::from(map.shards);
+        for (slot, history) in self.slots.iter_mut().enumerate().filter(|(slot, _)| slot % shards == lane) {
+            let group = map.group(Slot(slot as u16));
+            let me = group.member(life.0).or(group.learner(life.0)).filter(|m| m.boot == life.1);
+            me.into_iter().for_each(|me| history.joins(life, me.join));
         }
     }
 

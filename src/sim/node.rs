@@ -1,6 +1,6 @@
 //! One simulated machine: its clocks, its process with one loop per shard, and what a loop turn does.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -156,10 +156,8 @@ pub struct Loop {
     pub doors: Vec<Door>,
     /// The lease it was told of.
     pub lease: Nanos,
-    /// Terms of replies that other owners want to leave from here.
-    pub delivering: BTreeMap<(Slot, Vec<u8>), Term>,
-    /// What members answered to seals in this turn: slot, term, replies known to be on the wire.
-    pub answers: Vec<(u16, Term, u64)>,
+    /// Replies that other owners want to leave from here: in which terms, and how often they have left.
+    pub delivering: BTreeMap<(Slot, Vec<u8>), (BTreeSet<Term>, usize)>,
     /// What it last told its control.
     pub report: ShardReport,
     /// How often it has turned.
@@ -183,7 +181,6 @@ impl Loop {
             doors: vec![Door::default(); endpoints],
             lease: Nanos::ZERO,
             delivering: BTreeMap::new(),
-            answers: Vec::new(),
             report: ShardReport::default(),
             turns: 0,
             wake: Nanos::MAX,

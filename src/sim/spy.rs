@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::sim::checker::Checker;
 use crate::sim::coverage::Coverage;
 use crate::sim::net::Arrivals;
 use crate::sim::test_app::output_place;
-use crate::types::{NodeId, Term};
+use crate::types::NodeId;
 use crate::wire::frame::{Frame, Frames, Segment};
 
 /// What has been overheard.
@@ -20,21 +19,16 @@ pub struct Spy {
 
 impl Spy {
     /// Listens to one datagram; whether it holds something that must be taken once.
-    pub fn look(&mut self, coverage: &mut Coverage, checker: &mut Checker, bytes: &[u8]) -> bool {
+    pub fn look(&mut self, coverage: &mut Coverage, bytes: &[u8]) -> bool {
         let mut once = false;
         for frame in Frames::new(bytes) {
             match frame {
-                Ok(Frame::Segment(header, _)) => {
-                    self.on_segment(coverage, header);
-                    checker.knows_enough(header.slot.get(), Term(header.term.get()));
-                }
-                Ok(Frame::Start(start)) => checker.knows_enough(start.slot.get(), Term(start.term.get())),
+                Ok(Frame::Segment(header, _)) => self.on_segment(coverage, header),
                 Ok(Frame::Nak(_)) => coverage.naks += 1,
                 Ok(Frame::Emit(_)) => coverage.emits += 1,
                 Ok(Frame::Ack(_)) => coverage.acks += 1,
                 Ok(Frame::Outputs(..)) => coverage.outputs += 1,
                 Ok(Frame::Seal(_)) => coverage.seals += 1,
-                Ok(Frame::Fetch(fetch)) => checker.knows_enough(fetch.slot.get(), Term(fetch.term.get())),
                 Ok(Frame::Forward(..)) => once = true,
                 Ok(_) => {}
                 Err(_) => coverage.malformed += 1,

@@ -2,7 +2,7 @@
 //! behind a branch that some members executed and nobody answered from. Every execution names what was executed before
 //! it (its trail), so it is known where each member stands, whatever snapshot it began with.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::{Life, packet_number};
 use crate::sim::model::Model;
@@ -41,6 +41,9 @@ pub(super) struct History {
     /// The reference, at the moments where the tree may go on; others are worked out again.
     models: BTreeMap<usize, Model>,
     members: BTreeMap<Life, usize>,
+    /// Where lives stood that have forgotten it since, and the join by which each is a member.
+    former: Vec<(Life, usize)>,
+    joins: BTreeMap<Life, u32>,
     /// How often the tree has parted.
     forks: usize,
     /// The last moment of which something was released: what is released later comes after it, and before it lies what
@@ -58,8 +61,6 @@ pub(super) struct History {
     last: BTreeMap<CallKey, (Term, u64, u64)>,
     /// How many replies somebody who answered the owner of a term knew to be on the wire.
     knew: BTreeMap<Term, u64>,
-    /// Terms whose owners have gone on.
-    began: BTreeSet<Term>,
 }
 
 /// Whether this is the execution of this packet.
@@ -90,6 +91,8 @@ impl History {
             by_position: BTreeMap::new(),
             models: BTreeMap::from([(GENESIS, Model::default())]),
             members: BTreeMap::new(),
+            former: Vec::new(),
+            joins: BTreeMap::new(),
             forks: 0,
             frontier: GENESIS,
             broken: false,
@@ -99,7 +102,6 @@ impl History {
             executed: 0,
             last: BTreeMap::new(),
             knew: BTreeMap::new(),
-            began: BTreeSet::new(),
         }
     }
 
@@ -112,12 +114,14 @@ impl History {
         *knew = released.max(*knew);
     }
 
-    pub(super) fn began(&mut self, term: Term) {
-        self.began.insert(term);
-    }
-
-    pub(super) fn knows_enough(&self, term: Term) -> bool {
-        self.began.contains(&term)
+    /// A life of a member joins; if it had before, it begins with nothing, and what it had it has no more.
+    pub(super) fn joins(&mut self, life: Life, join: u32) {
+        let before = self.joins.insert(life, join);
+        if before.is_some_and(|before| before != join)
+            && let Some(at) = self.members.remove(&life)
+        {
+            self.former.push((life, at));
+        }
     }
 
     /// Where a life of a member stands.
@@ -141,8 +145,8 @@ impl History {
 
     /// The lives that have executed `moment`, dead ones included: they had it when they died.
     pub(super) fn holders(&self, moment: usize) -> Vec<Life> {
-        let lives = self.members.iter().filter(|(_, at)| self.holds(**at, moment));
-        lives.map(|(life, _)| *life).collect()
+        let lives = self.members.iter().map(|(life, at)| (*life, *at)).chain(self.former.iter().copied());
+        lives.filter(|(_, at)| self.holds(*at, moment)).map(|(life, _)| life).collect()
     }
 
     /// `life` executes. `terms`: how many logs there may have been that went different ways.

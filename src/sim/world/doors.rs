@@ -36,7 +36,13 @@ impl World {
         let Some(map) = map else { return };
         if shell.shard.map().version < map.version {
             shell.shard.on_map(now, map.clone());
+            self.checker.follows(me, &map, lane);
             plan = true;
+            for reply in shell.backlog.iter_mut().filter(|reply| !reply.gone) {
+                let (address, term) = reply.address;
+                reply.gone = map.addresses[address].term != term;
+                self.coverage.replies_dropped += u64::from(reply.gone);
+            }
         }
         for (at, door) in shell.doors.iter_mut().enumerate() {
             let held = map.owns(usize::from(map.endpoints[at]), me.0, me.1);

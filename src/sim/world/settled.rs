@@ -19,8 +19,7 @@ impl World {
         map.addresses.iter().enumerate().find_map(|(number, address)| {
             let at = usize::from(address.owner.0).wrapping_sub(1);
             let leads = self.nodes.get(at).is_some_and(|node| {
-                let follows =
-                    |l: &crate::sim::node::Loop| l.shard.map().version == map.version;
+                let follows = |l: &crate::sim::node::Loop| l.shard.map().version == map.version;
                 node.alive && node.boot == address.boot && node.loops.iter().all(follows)
             });
             let heard = self.routes[number] == Some((at, address.term));
