@@ -12,7 +12,8 @@
 //! 3. calls [`Shard::flush`] once, which writes everything to be sent into the [`Outbox`];
 //! 4. sends: datagrams for clients only while [`Shard::may_release`] says yes to a clock read just before; then calls
 //!    [`Shard::on_sent`] with the number of client datagrams the kernel took, or that were dropped for good
-//!    (`released` is advertised only after that);
+//!    (`released` is advertised only after that). Datagrams that wait for a service address are dropped for good when the
+//!    map gives it another term: somebody else may have said the same by then;
 //! 5. sleeps until something arrives or `next_timeout`.
 //!
 //! No method blocks, reads a clock, or calls back into the driver other than through the outbox.

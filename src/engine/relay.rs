@@ -7,7 +7,7 @@ use super::shard::Shard;
 use super::stats::DropReason;
 use crate::app::{CallApp, Inbound};
 use crate::proto::owner::follower::FrameSink;
-use crate::types::{CallKey, Endpoint, LocalId, Nanos, NodeId, Now, Ordinal, Slot, Term};
+use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, Now, Ordinal, Slot, Term};
 use crate::wire::frame::{self, Frame};
 use crate::wire::record::ENTRY_HEADER_LEN;
 use std::collections::BTreeMap;
@@ -16,8 +16,11 @@ use std::collections::BTreeMap;
 const MOST_WAITING: usize = 8_192;
 /// How soon a reply that another node has not confirmed is passed to it again.
 const DELIVER_AGAIN_AFTER: Nanos = Nanos::from_millis(5);
-/// No reply of this slot and term was passed on before.
+/// A chain begins: no reply of this slot and term for this service address was passed to its holder before.
 const NONE: u64 = u64::MAX;
+
+/// A node that holds a service address, in which life.
+type Holder = (NodeId, Boot);
 
 /// A client's packet that waits for its slot's recovery.
 #[derive(Debug)]
@@ -33,8 +36,8 @@ pub(super) struct Waiting {
 pub(super) enum Sent {
     /// An output of a slot owned here (by local index).
     Output { index: u16, term: Term, ordinal: Ordinal },
-    /// An output of the owner on `lane`, which waits to hear that it left.
-    Delivery { lane: usize, ack: frame::DeliverAck },
+    /// An output of the owner on `lane`, which waits to hear that it left; none: its address was lost before.
+    Delivery { lane: usize, ack: Option<frame::DeliverAck>, address: u16 },
 }
 
 /// A reply passed to the node that holds its address.
@@ -42,7 +45,8 @@ pub(super) enum Sent {
 struct Passed {
     term: Term,
     previous: u64,
-    node: NodeId,
+    address: u16,
+    holder: Holder,
     local: LocalId,
     to: Endpoint,
     bytes: Vec<u8>,
@@ -65,21 +69,22 @@ struct Taken {
 pub(super) struct Delivering {
     /// By local slot index and ordinal: not confirmed yet.
     passed: BTreeMap<(usize, u64), Passed>,
-    /// By slot: the term, the holder and the ordinal of the last one passed on.
-    last: BTreeMap<usize, (Term, NodeId, u64)>,
+    /// By slot and service address: the term, the holder and the ordinal of the last one passed on.
+    last: BTreeMap<(usize, u16), (Term, Holder, u64)>,
     again_at: Option<Nanos>,
     /// From other owners, for the next flush.
     taken: Vec<Taken>,
-    /// By slot: term and ordinal of the last reply taken.
-    seen: BTreeMap<u16, (Term, u64)>,
+    /// By slot and service address: term and ordinal of the last reply taken.
+    seen: BTreeMap<(u16, u16), (Term, u64)>,
+    /// The same of the last one that has left.
+    left: BTreeMap<(u16, u16), (Term, u64)>,
 }
 
 impl Delivering {
     /// The slot is not owned here any more.
     pub(super) fn forget(&mut self, index: usize) {
-        if self.last.remove(&index).is_some() {
-            self.passed.retain(|(slot, _), _| *slot != index);
-        }
+        self.last.retain(|(slot, _), _| *slot != index);
+        self.passed.retain(|(slot, _), _| *slot != index);
     }
 
     /// When replies are to be passed on again.
@@ -88,14 +93,24 @@ impl Delivering {
     }
 
     /// Whether a reply comes next in its chain: `None` if so, else whether it was taken before.
-    fn repeated(&self, deliver: &frame::Deliver) -> Option<bool> {
+    fn repeated(&self, address: u16, deliver: &frame::Deliver) -> Option<bool> {
         let (term, ordinal) = (Term(deliver.term.get()), deliver.ordinal.get());
-        match self.seen.get(&deliver.slot.get()) {
+        let previous = deliver.previous.get();
+        match self.seen.get(&(deliver.slot.get(), address)) {
             Some((known, _)) if term < *known => Some(false),
             Some((known, last)) if term == *known && ordinal <= *last => Some(true),
-            Some((known, last)) if term == *known && deliver.previous.get() != *last => Some(false),
-            _ => None,
+            Some((known, last)) if term == *known && previous == *last => None,
+            _ if previous == NONE => None,
+            _ => Some(false),
         }
+    }
+
+    /// Gives a reply its place behind the last one for its address that was passed to the same holder.
+    fn chain(&mut self, index: usize, ordinal: u64, passed: &mut Passed) {
+        let (term, holder) = (passed.term, passed.holder);
+        let before = self.last.insert((index, passed.address), (term, holder, ordinal));
+        let same = before.filter(|(t, h, _)| (*t, *h) == (term, holder));
+        passed.previous = same.map_or(NONE, |(_, _, last)| last);
     }
 }
 
@@ -207,11 +222,21 @@ impl<A: CallApp> Shard<A> {
         let _ = self.on_client(now, key, &packet);
     }
 
-    /// The node that holds the service address of this endpoint, if it is another one.
-    fn holder(&self, local: LocalId) -> Option<NodeId> {
+    /// Who holds the service address of this endpoint, if it is not this node.
+    fn holder(&self, local: LocalId) -> Option<Holder> {
         let address = *self.map.endpoints.get(usize::from(local.endpoint))?;
         let holder = self.map.addresses.get(usize::from(address))?;
-        (holder.owner != self.config.me || holder.boot != self.config.boot).then_some(holder.owner)
+        let holder = (holder.owner, holder.boot);
+        (holder != (self.config.me, self.config.boot)).then_some(holder)
+    }
+
+    /// The service address of an endpoint that exists.
+    fn address_of(&self, local: LocalId) -> u16 {
+        self.map.endpoints.get(usize::from(local.endpoint)).copied().unwrap_or_default()
+    }
+
+    fn holder_or_me(&self, local: LocalId) -> Holder {
+        self.holder(local).unwrap_or((self.config.me, self.config.boot))
     }
 
     /// Hands over what may leave, and passes on what leaves elsewhere.
@@ -222,6 +247,12 @@ impl<A: CallApp> Shard<A> {
         if !self.may_release(now.mono) {
             self.counts.lease_waits += 1;
             return;
+        }
+        // Those first: some may be older outputs of slots here, whose address has come back.
+        for taken in std::mem::take(&mut self.delivering.taken) {
+            out.client(taken.slot, taken.local, taken.to, &taken.bytes);
+            let (ack, address) = (Some(taken.ack), self.address_of(taken.local));
+            self.sends.push_back(Sent::Delivery { lane: taken.lane, ack, address });
         }
         let map = std::sync::Arc::clone(&self.map);
         while let Some(index) = self.releasing.pop_front() {
@@ -250,10 +281,6 @@ impl<A: CallApp> Shard<A> {
                 self.deliver(now, slot, term, (ordinal, local, to, bytes));
             }
         }
-        for taken in std::mem::take(&mut self.delivering.taken) {
-            out.client(taken.slot, taken.local, taken.to, &taken.bytes);
-            self.sends.push_back(Sent::Delivery { lane: taken.lane, ack: taken.ack });
-        }
     }
 
     fn deliver(
@@ -263,10 +290,9 @@ impl<A: CallApp> Shard<A> {
         term: Term,
         (ordinal, local, to, bytes): (Ordinal, LocalId, Endpoint, Vec<u8>),
     ) {
-        let node = self.holder(local).unwrap_or(self.config.me);
-        let known = self.delivering.last.insert(index, (term, node, ordinal.0));
-        let previous = known.filter(|(t, n, _)| (*t, *n) == (term, node)).map_or(NONE, |(_, _, last)| last);
-        let passed = Passed { term, previous, node, local, to, bytes, at: now.mono };
+        let (address, holder) = (self.address_of(local), self.holder_or_me(local));
+        let mut passed = Passed { term, previous: NONE, address, holder, local, to, bytes, at: now.mono };
+        self.delivering.chain(index, ordinal.0, &mut passed);
         self.write_delivery(index, ordinal.0, &passed);
         self.counts.delivered += 1;
         self.delivering.passed.insert((index, ordinal.0), passed);
@@ -274,7 +300,7 @@ impl<A: CallApp> Shard<A> {
     }
 
     fn write_delivery(&mut self, index: usize, ordinal: u64, passed: &Passed) {
-        let Some(lane) = self.lane(passed.node) else { return };
+        let Some(lane) = self.lane(passed.holder.0) else { return };
         let deliver = frame::Deliver {
             slot: self.slot_at(index).0.into(),
             local: passed.local.endpoint.into(),
@@ -288,17 +314,16 @@ impl<A: CallApp> Shard<A> {
         self.lanes[lane].packer.frame(&Frame::Deliver(&deliver, &passed.bytes));
     }
 
-    /// Passes on again what has not been confirmed; where an address has moved, to its new holder, as a new chain.
+    /// Passes on again what has not been confirmed; where an address has moved, to its new holder, as a new chain. That
+    /// must be before anything newer is passed to that one.
     pub(super) fn deliver_again(&mut self, now: Now) {
         self.delivering.again_at = None;
         let mut passed = std::mem::take(&mut self.delivering.passed);
-        let mut moved: BTreeMap<usize, u64> = BTreeMap::new();
         for ((index, ordinal), reply) in &mut passed {
-            let holder = self.holder(reply.local).unwrap_or(self.config.me);
-            if holder != reply.node {
-                reply.node = holder;
-                reply.previous = moved.insert(*index, *ordinal).unwrap_or(NONE);
-                self.delivering.last.insert(*index, (reply.term, holder, *ordinal));
+            let holder = self.holder_or_me(reply.local);
+            if holder != reply.holder {
+                reply.holder = holder;
+                self.delivering.chain(*index, *ordinal, reply);
                 reply.at = Nanos::ZERO;
             }
             if now.mono.since(reply.at) >= DELIVER_AGAIN_AFTER {
@@ -313,20 +338,44 @@ impl<A: CallApp> Shard<A> {
         }
     }
 
+    /// A service address has got another term: what the driver had for it and has not sent it drops, and whoever passed
+    /// it here has to pass it on again.
+    pub(super) fn lose_address(&mut self, address: u16) {
+        for sent in &mut self.sends {
+            if let Sent::Delivery { ack, address: of, .. } = sent
+                && *of == address
+            {
+                *ack = None;
+            }
+        }
+        let map = std::sync::Arc::clone(&self.map);
+        let of = |local: LocalId| map.endpoints.get(usize::from(local.endpoint)).copied();
+        let Delivering { taken, seen, left, .. } = &mut self.delivering;
+        taken.retain(|taken| of(taken.local) != Some(address));
+        seen.retain(|(_, of), _| *of != address);
+        seen.extend(left.iter().filter(|((_, of), _)| *of == address).map(|(key, place)| (*key, *place)));
+    }
+
     /// Another owner's reply is to leave from here: once, in its order, and only from an address held here.
     pub(super) fn on_deliver(&mut self, lane: usize, deliver: &frame::Deliver, payload: &[u8]) {
         let local = LocalId { endpoint: deliver.local.get(), port: deliver.local_port.get() };
         let ack = frame::DeliverAck { slot: deliver.slot, term: deliver.term, ordinal: deliver.ordinal };
         let held = self.map.has_endpoint(local) && self.holder(local).is_none();
-        if !held || self.index(deliver.slot.get()).is_none() {
+        // Of an owner that another one has followed: that one says it, if it is still to be said.
+        let old = || Term(deliver.term.get()) < self.map.owner(Slot(deliver.slot.get())).term;
+        if !held || self.index(deliver.slot.get()).is_none() || old() {
             self.counts.deliveries_refused += 1;
             return;
         }
-        match self.delivering.repeated(deliver) {
+        let address = self.address_of(local);
+        match self.delivering.repeated(address, deliver) {
             Some(true) => {
                 // It waits here, or has left.
                 let waits = self.delivering.taken.iter().any(|t| t.ack == ack)
-                    || self.sends.iter().any(|s| matches!(s, Sent::Delivery { ack: a, .. } if *a == ack));
+                    || self
+                        .sends
+                        .iter()
+                        .any(|s| matches!(s, Sent::Delivery { ack: Some(a), .. } if *a == ack));
                 if !waits {
                     self.lanes[lane].packer.frame(&Frame::DeliverAck(&ack));
                 }
@@ -334,7 +383,7 @@ impl<A: CallApp> Shard<A> {
             Some(false) => self.counts.deliveries_refused += 1,
             None => {
                 let (term, ordinal) = (Term(deliver.term.get()), deliver.ordinal.get());
-                self.delivering.seen.insert(deliver.slot.get(), (term, ordinal));
+                self.delivering.seen.insert((deliver.slot.get(), address), (term, ordinal));
                 self.counts.deliveries_taken += 1;
                 let to = Endpoint { ip: deliver.ip, port: deliver.port.get() };
                 let (slot, bytes) = (Slot(deliver.slot.get()), payload.to_vec());
@@ -349,9 +398,9 @@ impl<A: CallApp> Shard<A> {
             self.counts.drop_no_slot += 1;
             return;
         };
-        let (node, term) = (self.lanes[lane].node, Term(ack.term.get()));
-        let key = (index, ack.ordinal.get());
-        let known = self.delivering.passed.get(&key).is_some_and(|p| p.node == node && p.term == term);
+        let holder = (self.lanes[lane].node, self.lanes[lane].boot.unwrap_or_default());
+        let (term, key) = (Term(ack.term.get()), (index, ack.ordinal.get()));
+        let known = self.delivering.passed.get(&key).is_some_and(|p| p.holder == holder && p.term == term);
         if !known {
             self.counts.drop_ahead += 1;
             return;
@@ -368,10 +417,13 @@ impl<A: CallApp> Shard<A> {
                 Some(Sent::Output { index, term, ordinal }) => {
                     self.on_output_sent(now, usize::from(index), term, ordinal);
                 }
-                Some(Sent::Delivery { lane, ack }) => {
+                Some(Sent::Delivery { lane, ack: Some(ack), address }) => {
+                    let place = (Term(ack.term.get()), ack.ordinal.get());
+                    self.delivering.left.insert((ack.slot.get(), address), place);
                     self.lanes[lane].packer.frame(&Frame::DeliverAck(&ack));
                     self.next = now.mono;
                 }
+                Some(Sent::Delivery { ack: None, .. }) => {}
                 None => break,
             }
         }

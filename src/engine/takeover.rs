@@ -37,6 +37,11 @@ impl<A: CallApp> Shard<A> {
             return;
         }
         let old = std::mem::replace(&mut self.map, map);
+        for address in 0..old.addresses.len().min(self.map.addresses.len()) {
+            if old.addresses[address].term != self.map.addresses[address].term {
+                self.lose_address(address as u16);
+            }
+        }
         // A map differs from the one before in a few groups; only lives and addresses concern them all.
         let all = old.nodes != self.map.nodes || old.addresses != self.map.addresses || old.version == 0;
         let pairs = old.groups.iter().zip(&self.map.groups);
@@ -47,6 +52,7 @@ impl<A: CallApp> Shard<A> {
             self.take_seat(*index);
             self.take_over(*index);
         }
+        self.deliver_again(now);
         self.resync.on_map();
         self.standing.look_again();
         self.seal_round = 0;
@@ -141,6 +147,12 @@ impl<A: CallApp> Shard<A> {
             let boot = self.lanes[lane].boot.filter(|_| trusted);
             self.changing(index, |owner, _, _| owner.on_trust(node, boot));
         }
+    }
+
+    /// Whether a slot is owned here and members' answers to its seal still decide what its log is.
+    pub fn awaits_answers(&self, slot: Slot) -> bool {
+        let recovery = self.index(slot.0).and_then(|index| self.slots[index].recovery.as_ref());
+        recovery.is_some_and(|recovery| !recovery.is_settled())
     }
 
     /// Asks for what is missing to recover the slots that are owned here and not yet open.

@@ -1,7 +1,7 @@
 //! Time in a shard: when each slot wants to be looked at, and what is done when it is.
 //!
 //! What may be late soon (probes, hedges, ticks) waits in a heap, one live item a slot; what is to be told after quiet
-//! waits in a queue, because all of it waits equally long.
+//! waits in a queue: almost all of it waits equally long, and so belongs at its end.
 
 use super::shard::Shard;
 use crate::app::CallApp;
@@ -28,7 +28,8 @@ impl<A: CallApp> Shard<A> {
         let tell_at = slot.owner.as_ref().map_or(Nanos::MAX, Owner::tell_at);
         if tell_at < Nanos::MAX && !slot.telling {
             slot.telling = true;
-            self.tells.push_back((tell_at, index as u16));
+            let at = self.tells.partition_point(|(at, _)| *at <= tell_at);
+            self.tells.insert(at, (tell_at, index as u16));
         }
         let due = self.due(index);
         if due < self.slots[index].scheduled {

@@ -80,12 +80,17 @@ impl Outgoing {
 
     /// Gives up a service endpoint that this node holds no more; replies that wait for it are dropped.
     pub fn close(&mut self, local: LocalId) {
+        self.drop_waiting(local);
         let socket = self.clients.get_mut(usize::from(local.endpoint)).and_then(Option::take);
-        if let Some(mut socket) = socket {
+        self.closed_drops += socket.map_or(0, |socket| socket.kernel_drops());
+    }
+
+    /// Drops the replies that wait for a service endpoint: somebody else may have said the same by now.
+    pub fn drop_waiting(&mut self, local: LocalId) {
+        if let Some(socket) = self.clients.get_mut(usize::from(local.endpoint)).and_then(Option::as_mut) {
             let dropped = socket.clear() as u64;
             self.tally.client_sent -= dropped;
             self.tally.dropped.client_address_lost += dropped;
-            self.closed_drops += socket.kernel_drops();
         }
     }
 

@@ -104,8 +104,10 @@ pub enum Change {
     Promoted(NodeId, usize),
     /// So many groups need their past members no more.
     Confirmed(usize),
-    /// So many groups begin anew: all who held them have died.
+    /// So many groups go on with what earlier members have left, or begin anew: all who held them have died.
     Lossy(usize),
+    /// So many groups are given back to earlier members, who hold what the present ones lack.
+    Recalled(usize),
     /// Nothing but the version: voters that had promised to renew the lease of this node no more may do so again.
     Freed(NodeId),
 }
@@ -124,9 +126,12 @@ impl fmt::Display for Change {
             Change::Learns(node, groups) => write!(f, "{node} learns {groups} groups"),
             Change::Promoted(node, groups) => write!(f, "{node} is a member of {groups} more groups"),
             Change::Freed(node) => write!(f, "{node} is heard again, and may have its lease from all voters"),
+            Change::Recalled(groups) => {
+                write!(f, "{groups} groups go back to earlier members: the present ones hold too little")
+            }
             Change::Confirmed(groups) => write!(f, "{groups} groups have settled"),
             Change::Lossy(groups) => {
-                write!(f, "LOSSY: all members of {groups} groups have died, they begin anew")
+                write!(f, "LOSSY: all members of {groups} groups have died, they go on with what is left")
             }
         }
     }

@@ -1,66 +1,46 @@
 //! The checker: looks at a world from outside and says which invariant of the design does not hold.
 //!
-//! It knows what clients sent and received, which packets the owner accepted, what each member executed
-//! (written down by the application itself) and who is alive; nothing of the core's own bookkeeping. The
-//! numbers are those of the list of invariants in ARCHITECTURE.md. Invariant 4 (one releaser) needs
-//! address moves and will find its place in [`Checker::released`], which is told who released.
+//! It knows what clients sent and received, and when; what each life of each member executed (written down by the
+//! application itself); who is alive; and the agreed maps, which every node shows. It knows nothing of the core's own
+//! bookkeeping. The numbers are those of the list of invariants in ARCHITECTURE.md.
+//!
+//! - this file: who released what, and when;
+//! - `history`: what the members of one slot executed, as a tree: owners that die leave branches behind.
 
-use std::collections::BTreeMap;
+mod history;
+mod loss;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use self::history::History;
 use crate::app::Inbound;
-use crate::sim::fault::Layout;
-use crate::sim::model::Model;
-use crate::sim::test_app::{Execution, Sent, What, output_place};
-use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId};
+use crate::proto::map::{ClusterMap, MapMember};
+use crate::sim::test_app::{Execution, Sent, output_place};
+use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, Slot, Term};
 
-/// A packet the owner took responsibility for.
-struct Accepted {
+/// One life of a node.
+pub type Life = (NodeId, Boot);
+
+/// A packet of a client.
+struct Packet {
     key: CallKey,
     source: Endpoint,
     local: LocalId,
     payload: Vec<u8>,
 }
 
-/// One output, and who released it.
-struct Output {
-    sent: Sent,
-    released: bool,
-}
-
-/// What is known of one position of a slot's log, from the member that got there first.
-#[derive(Default)]
-struct Entry {
-    executions: Vec<Execution>,
-    outputs: Vec<Output>,
-}
-
-/// How far one member got: the position it is at and how many executions it has done there.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-struct Progress {
-    position: u64,
-    done: usize,
-}
-
-/// One slot as seen from outside.
-#[derive(Default)]
-struct SlotView {
-    accepted: Vec<Accepted>,
-    /// How many accepted packets have been executed by the member that is furthest.
-    executed: usize,
-    entries: BTreeMap<u64, Entry>,
-    /// How far each life of each member got.
-    members: BTreeMap<(NodeId, Boot), Progress>,
-    model: Model,
-    /// The cursor of each call's last released output.
-    last_released: BTreeMap<CallKey, (u64, usize)>,
-    unreleased: usize,
-}
-
-/// A datagram to a client, as it left the owner's machine.
+/// A datagram to a client, as it left a machine.
 #[derive(Copy, Clone, Debug)]
 pub struct Release<'a> {
     /// The slot the core named.
     pub slot: u16,
+    /// The term of the owner that ordered it.
+    pub term: Term,
+    /// The node that sent it.
+    pub by: Life,
+    /// The service address it left from, and the term in which the sender believes to hold it.
+    pub address: (usize, Term),
     /// The service endpoint it left from.
     pub local: LocalId,
     /// The client.
@@ -71,17 +51,34 @@ pub struct Release<'a> {
 
 /// The checker of one world.
 pub struct Checker {
-    layout: Layout,
-    boots: Vec<Boot>,
-    slots: Vec<SlotView>,
+    slots: Vec<History>,
+    /// Every packet that clients sent, by number.
+    sent: Vec<Packet>,
+    /// The agreed maps, oldest first.
+    agreed: Vec<Arc<ClusterMap>>,
+    dead: BTreeSet<Life>,
+    /// The highest term in which each service address was released from.
+    terms: BTreeMap<usize, Term>,
+    /// Duplicates that invariant 3 allows.
+    duplicates: u64,
+    /// Slots that lost released replies, as they may when a commit set has died.
+    losses: u64,
     failure: Option<String>,
 }
 
 impl Checker {
-    /// A checker for a world whose nodes start with these boots.
-    pub fn new(layout: &Layout, boots: Vec<Boot>) -> Checker {
-        let slots = (0..layout.slots()).map(|_| SlotView::default()).collect();
-        Checker { layout: layout.clone(), boots, slots, failure: None }
+    /// A checker of `slots` slots; `live`: owners change.
+    pub fn new(slots: u16, live: bool) -> Checker {
+        Checker {
+            slots: (0..slots).map(|_| History::new(live)).collect(),
+            sent: Vec::new(),
+            agreed: Vec::new(),
+            dead: BTreeSet::new(),
+            terms: BTreeMap::new(),
+            duplicates: 0,
+            losses: 0,
+            failure: None,
+        }
     }
 
     /// The first thing that was wrong.
@@ -96,43 +93,94 @@ impl Checker {
         }
     }
 
-    /// The owner accepted a client's packet.
-    pub fn accepted(&mut self, slot: u16, key: CallKey, packet: &Inbound<'_>) {
+    /// A map that a node knows to be agreed on. There must be one of each version.
+    pub fn agreed(&mut self, now: Nanos, map: &Arc<ClusterMap>) {
+        match self.agreed.iter().find(|known| known.version == map.version) {
+            Some(known) if **known != **map => {
+                let what = format!("invariant 4 (one releaser): two maps of version {}", map.version);
+                self.fail(now, what);
+            }
+            Some(_) => {}
+            None => {
+                let at = self.agreed.partition_point(|known| known.version < map.version);
+                self.agreed.insert(at, Arc::clone(map));
+                self.look_for_losses();
+            }
+        }
+    }
+
+    /// The newest agreed map.
+    pub fn newest(&self) -> Option<&Arc<ClusterMap>> {
+        self.agreed.last()
+    }
+
+    /// A process has ended, with all it held.
+    pub fn died(&mut self, life: Life) {
+        self.dead.insert(life);
+        self.look_for_losses();
+    }
+
+    /// A client has sent its packet of this number (they count from 1).
+    pub fn sent(&mut self, number: u32, key: CallKey, packet: &Inbound<'_>) {
+        debug_assert_eq!(number as usize, self.sent.len() + 1);
         let payload = packet.payload.to_vec();
-        let accepted = Accepted { key, source: packet.source, local: packet.local, payload };
-        self.slots[usize::from(slot)].accepted.push(accepted);
+        self.sent.push(Packet { key, source: packet.source, local: packet.local, payload });
+    }
+
+    /// The owner accepted a client's packet, and lives to see it answered.
+    pub fn accepted(&mut self, slot: u16, packet: &Inbound<'_>) {
+        let number = packet_number(packet.payload);
+        self.slots[usize::from(slot)].accepted(number);
+    }
+
+    /// A member has answered the owner of a term, which still asks, that so many replies of a slot are on the wire.
+    pub fn knew(&mut self, slot: u16, term: Term, released: u64) {
+        if let Some(history) = self.slots.get_mut(usize::from(slot)) {
+            history.knew(term, released);
+        }
+    }
+
+    /// A loop of a node follows a map: where it joins anew it forgets.
+    pub fn follows(&mut self, life: Life, map: &ClusterMap, lane: usize) {
+        let shards = usize::from(map.shards);
+        for (slot, history) in self.slots.iter_mut().enumerate().filter(|(slot, _)| slot % shards == lane) {
+            let group = map.group(Slot(slot as u16));
+            let me = group.member(life.0).or(group.learner(life.0)).filter(|m| m.boot == life.1);
+            me.into_iter().for_each(|me| history.joins(life, me.join));
+        }
     }
 
     /// A member executed something. Invariant 1: agreement, of every member with the first and of the
     /// first with the reference.
-    pub fn executed(&mut self, now: Nanos, node: NodeId, boot: Boot, seen: Execution) {
-        let slot = seen.slot;
-        let said = format!("{node} slot {slot} position {}", seen.position);
-        if let Err(what) = self.try_executed(node, boot, seen) {
+    pub fn executed(&mut self, now: Nanos, life: Life, seen: Execution) {
+        let (slot, position, time) = (seen.slot, seen.position, seen.time);
+        let said = format!("{} slot {slot} position {position} time {time:?}", life.0);
+        let terms = self.terms_of(slot);
+        let sent = &self.sent;
+        let honest = |number: u32, seen: &Execution| {
+            let packet = (number as usize).checked_sub(1).and_then(|at| sent.get(at));
+            packet
+                .is_some_and(|p| p.key == seen.key && history::is_packet(seen, p.source, p.local, &p.payload))
+        };
+        let Some(history) = self.slots.get_mut(usize::from(slot)) else {
+            return self.fail(now, format!("invariant 1 (agreement): {said}: no such slot"));
+        };
+        if let Err(what) = history.executed(life, seen, terms, honest) {
             self.fail(now, format!("invariant 1 (agreement): {said}: {what}"));
         }
     }
 
-    fn try_executed(&mut self, node: NodeId, boot: Boot, seen: Execution) -> Result<(), String> {
-        let members = self.layout.members.get(usize::from(seen.slot)).ok_or("no such slot")?;
-        if !members.contains(&node) {
-            return Err("not a member of the slot".into());
-        }
-        let view = &mut self.slots[usize::from(seen.slot)];
-        let life = (node, boot);
-        view.arrive(life, seen.position)?;
-        let progress = view.members.entry(life).or_default();
-        let done = progress.done;
-        progress.done += 1;
-        let known = view.entries.get(&seen.position).and_then(|entry| entry.executions.get(done));
-        match known {
-            Some(first) if *first == seen => Ok(()),
-            Some(first) => Err(format!("executed {seen:?}, another member {first:?}")),
-            None => view.extend(life, seen),
-        }
+    /// A member goes on from a snapshot of what is named by this trail.
+    pub fn restored(&mut self, life: Life, trail: u64) {
+        self.slots.iter_mut().for_each(|history| history.restored(life, trail));
     }
 
-    /// A reply left for a client. Invariants 2 (durable), 3 (exactly once) and 5 (in order).
+    /// How many logs a slot may have had that went different ways: one for each owner, and for each new beginning.
+    fn terms_of(&self, slot: u16) -> usize {
+        self.newest().map_or(1, |map| (map.owner(Slot(slot)).term.0.max(1) + map.lossy) as usize)
+    }
+
+    /// A reply left for a client. Invariants 2 (durable), 3 (exactly once), 4 (one releaser) and 5 (in order).
     pub fn released(&mut self, now: Nanos, release: Release<'_>) {
         if let Err(what) = self.try_released(release) {
             self.fail(now, what);
@@ -143,35 +191,40 @@ impl Checker {
         let Some((slot, position)) = output_place(release.bytes) else {
             return Err(format!("invariant 3 (exactly once): {} bytes nobody sent", release.bytes.len()));
         };
-        let at = format!("slot {slot} position {position}");
-        let Some(view) = self.slots.get_mut(usize::from(slot)).filter(|_| slot == release.slot) else {
+        let at = format!("slot {slot} position {position} by {} in term {}", release.by.0, release.term.0);
+        let (address, term) = release.address;
+        let newest = self.terms.entry(address).or_insert(term);
+        if term < *newest {
+            return Err(format!(
+                "invariant 4 (one releaser): {at} from address {address}, held in term {}; term {} has released",
+                term.0, newest.0
+            ));
+        }
+        *newest = term;
+        let Some(history) = self.slots.get_mut(usize::from(slot)).filter(|_| slot == release.slot) else {
             return Err(format!("invariant 3 (exactly once): {at} released for slot {}", release.slot));
         };
-        let Some(entry) = view.entries.get_mut(&position) else {
-            return Err(format!("invariant 2 (durable): {at} released, which nobody has executed"));
+        let Some((moment, index)) = history.find(position, |sent| same(sent, &release))? else {
+            return Err(format!("invariant 2 (durable): {at}: no member has sent these bytes"));
         };
-        let found = entry.outputs.iter().position(|output| same(&output.sent, &release));
-        let Some(index) = found else {
-            return Err(format!("invariant 3 (exactly once): {at} released with other bytes than sent"));
-        };
-        let output = &mut entry.outputs[index];
-        if output.released {
-            return Err(format!("invariant 3 (exactly once): {at} output {index} released twice"));
+        if !history.is_on_path(moment) {
+            if !history.may_be_lost() {
+                return Err(format!("invariant 2 (durable): {at}: a reply before it was lost"));
+            }
+            history.lose(moment);
+            self.losses += 1;
         }
-        output.released = true;
-        let (key, stamped) = (output.sent.key, output.sent.stamped);
-        let view = &mut self.slots[usize::from(slot)];
-        view.unreleased -= 1;
-        let last = view.last_released.insert(key, (position, index));
-        if last.is_some_and(|last| last >= (position, index)) {
-            return Err(format!("invariant 5 (in order): {at} output {index} released after {last:?}"));
-        }
-        let holders: Vec<NodeId> = view.holders(position);
-        if !self.layout.commits(slot, &holders) {
+        let stamped = history.output(moment, index).stamped;
+        self.duplicates += u64::from(history.release(moment, index, release.term, release.by)?);
+        let holders = history.holders(moment);
+        let in_term = |map: &&Arc<ClusterMap>| map.owner(Slot(slot)).term == release.term;
+        let mut maps = self.agreed.iter().filter(in_term);
+        let durable = maps.any(|map| commits(map, slot, &holders)) || history.may_be_lost();
+        if !durable {
             return Err(format!("invariant 2 (durable): {at} released, executed by {holders:?} only"));
         }
         let stamp = release.bytes.last_chunk().map_or(NodeId(0), |tail| NodeId(u16::from_be_bytes(*tail)));
-        if stamped && !holders.contains(&stamp) {
+        if stamped && !holders.iter().any(|(node, _)| *node == stamp) {
             return Err(format!(
                 "invariant 2 (durable): {at} released from {stamp}, which has not executed it"
             ));
@@ -180,29 +233,21 @@ impl Checker {
     }
 
     /// What is left to do: every accepted packet is to be executed, every output released, every timer of
-    /// the past fired, and every node of `connected` as far as the furthest (if owners have given up
+    /// the past fired, and every member of `connected` as far as the furthest (if owners have given up
     /// members, only a commit set of each slot). Invariant 6 (liveness) wants this to become nothing.
     pub fn unfinished(&self, connected: &[NodeId], given_up: bool) -> Option<String> {
-        let mut slots = self.slots.iter().enumerate();
-        let work = slots.find_map(|(slot, view)| Some(format!("slot {slot}: {}", view.unfinished()?)));
-        work.or_else(|| self.behind(connected, given_up))
-    }
-
-    /// Which slot has members that are not as far as the furthest.
-    fn behind(&self, connected: &[NodeId], given_up: bool) -> Option<String> {
-        self.slots.iter().enumerate().find_map(|(slot, view)| {
-            let end = view.end();
-            let at = |m: NodeId| {
-                let life = (m, self.boots[usize::from(m.0) - 1]);
-                view.members.get(&life).copied().unwrap_or_default()
-            };
-            let members = self.layout.members[slot].iter().copied().filter(|m| connected.contains(m));
-            let (there, late): (Vec<NodeId>, Vec<NodeId>) = members.partition(|m| at(*m) == end);
-            if given_up && self.layout.commits(slot as u16, &there) {
-                return None;
+        let map = self.newest()?;
+        self.slots.iter().enumerate().find_map(|(slot, history)| {
+            let members = &map.group(Slot(slot as u16)).members;
+            let lives = members.iter().filter(|m| connected.contains(&m.node)).map(|m| (m.node, m.boot));
+            let lives: Vec<Life> = lives.collect();
+            let end = history.end(&lives);
+            let (there, late): (Vec<Life>, Vec<Life>) = lives.iter().partition(|l| history.at(**l) == end);
+            let enough = given_up && commits(map, slot as u16, &there);
+            if let Some((node, boot)) = late.first().filter(|_| !enough) {
+                return Some(format!("slot {slot}: {node} ({}) is not as far as {there:?}", boot.0));
             }
-            let first = late.first()?;
-            Some(format!("slot {slot}: {first} is at {:?}, others at {end:?}", at(*first)))
+            Some(format!("slot {slot}: {}", history.unfinished(end)?))
         })
     }
 
@@ -216,13 +261,15 @@ impl Checker {
         self.fail(now, format!("invariant 7 (bounded): {what}"));
     }
 
-    /// How many packets were accepted and how many outputs released.
-    pub fn totals(&self) -> (u64, u64) {
-        self.slots.iter().fold((0, 0), |(accepted, released), view| {
-            let outputs: usize = view.entries.values().map(|entry| entry.outputs.len()).sum();
-            (accepted + view.accepted.len() as u64, released + (outputs - view.unreleased) as u64)
-        })
+    /// Duplicates that were allowed, and slots that lost something as they may.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.duplicates, self.losses)
     }
+}
+
+/// The number in a client's packet.
+fn packet_number(payload: &[u8]) -> u32 {
+    payload.get(4..8).map_or(0, |number| number.iter().fold(0, |n, b| n << 8 | u32::from(*b)))
 }
 
 /// Whether a released datagram is this output: all but the releasing node's stamp.
@@ -233,82 +280,19 @@ fn same(sent: &Sent, release: &Release<'_>) -> bool {
         && sent.bytes[..compared] == release.bytes[..compared]
 }
 
-impl SlotView {
-    /// `life` executes at `position`: it must have done everything known before it, from the first entry
-    /// on. So a node that was restarted with empty memory cannot go on where its last life stood.
-    fn arrive(&mut self, life: (NodeId, Boot), position: u64) -> Result<(), String> {
-        let progress = self.members.entry(life).or_default();
-        if position < progress.position {
-            return Err(format!("executed after position {}", progress.position));
-        }
-        if position > progress.position {
-            let left = self.entries.get(&progress.position).map_or(0, |entry| entry.executions.len());
-            if left > progress.done {
-                return Err(format!("left position {} after {} of {left}", progress.position, progress.done));
-            }
-            let mut between = self.entries.range(progress.position + 1..position);
-            if let Some((skipped, _)) = between.next() {
-                return Err(format!("skipped position {skipped}"));
-            }
-            *progress = Progress { position, done: 0 };
-        }
-        Ok(())
-    }
+/// Whether those who hold something are a commit set of the slot's members in `map`.
+fn commits(map: &ClusterMap, slot: u16, holders: &[Life]) -> bool {
+    let members = &map.group(Slot(slot)).members;
+    let holds = |m: &&MapMember| holders.contains(&(m.node, m.boot));
+    is_commit_set(members, map.commit.into(), holds)
+}
 
-    /// The first execution of its kind: nobody may have gone past it, and the reference must agree.
-    fn extend(&mut self, life: (NodeId, Boot), seen: Execution) -> Result<(), String> {
-        let position = seen.position;
-        let past = self.members.iter().find(|(other, p)| **other != life && p.position > position);
-        if let Some(((other, _), progress)) = past {
-            return Err(format!("executed {seen:?}, which {other}, now at {}, did not", progress.position));
-        }
-        if let What::Packet { source, local, payload } = &seen.what {
-            let next = self.accepted.get(self.executed).ok_or("executed a packet nobody accepted")?;
-            if (next.key, next.source, next.local, &next.payload) != (seen.key, *source, *local, payload) {
-                return Err("executed another packet than the one accepted next".into());
-            }
-            self.executed += 1;
-        }
-        self.model.step(&seen)?;
-        let entry = self.entries.entry(position).or_default();
-        if !seen.panicked {
-            self.unreleased += seen.outputs.len();
-            entry.outputs.extend(seen.outputs.iter().map(|s| Output { sent: s.clone(), released: false }));
-        }
-        entry.executions.push(seen);
-        Ok(())
-    }
-
-    /// The members that have executed all that is known of `position`, dead ones included: they had it
-    /// when they died, and the plan of faults never takes a whole commit set.
-    fn holders(&self, position: u64) -> Vec<NodeId> {
-        let whole = self.entries.get(&position).map_or(0, |entry| entry.executions.len());
-        let has = |p: &Progress| p.position > position || (p.position == position && p.done >= whole);
-        let mut nodes: Vec<NodeId> =
-            self.members.iter().filter(|(_, p)| has(p)).map(|((node, _), _)| *node).collect();
-        nodes.dedup();
-        nodes
-    }
-
-    fn end(&self) -> Progress {
-        let last = self.entries.last_key_value();
-        last.map_or(Progress::default(), |(p, e)| Progress { position: *p, done: e.executions.len() })
-    }
-
-    fn unfinished(&self) -> Option<String> {
-        if self.executed < self.accepted.len() {
-            return Some(format!("{} of {} accepted packets executed", self.executed, self.accepted.len()));
-        }
-        if let Some(at) = self.model.next_deadline() {
-            return Some(format!("a timer due at {at:?} has not fired"));
-        }
-        if self.unreleased == 0 {
-            return None;
-        }
-        let missing = self.entries.iter().find_map(|(position, entry)| {
-            let index = entry.outputs.iter().position(|output| !output.released)?;
-            Some(format!("position {position} output {index}"))
-        });
-        Some(format!("{} outputs not released, first {}", self.unreleased, missing.unwrap_or_default()))
-    }
+/// Whether `some` of `all` are enough, on enough hosts.
+fn is_commit_set(all: &[MapMember], commit: usize, some: impl Fn(&&MapMember) -> bool) -> bool {
+    let hosts = |members: &mut dyn Iterator<Item = &MapMember>| {
+        members.map(|m| m.host).collect::<BTreeSet<_>>().len()
+    };
+    let count = all.iter().filter(&some).count();
+    let spread = hosts(&mut all.iter().filter(&some)) >= hosts(&mut all.iter()).min(2);
+    count >= commit.min(all.len()).max(1) && spread
 }

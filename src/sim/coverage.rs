@@ -88,6 +88,66 @@ coverage! {
     rescued,
     /// Members an owner gave up waiting for.
     demoted,
+    /// Worlds in which anybody may die.
+    live_worlds,
+    /// Virtual time, in ms.
+    virtual_ms,
+    /// Faults begun.
+    faults,
+    /// Nodes of crashes that took several at once.
+    joint_deaths,
+    /// Whole hosts that died.
+    host_deaths,
+    /// Processes with service addresses that died.
+    owner_crashes,
+    /// Disks lost.
+    disks_lost,
+    /// Owners that stood still for longer than their lease.
+    owner_freezes,
+    /// Maps agreed on after the first.
+    maps,
+    /// Service addresses that moved.
+    owner_changes,
+    /// Members asked to follow a new owner, as datagrams.
+    seals,
+    /// Slots recovered.
+    recoveries,
+    /// Turns in which replies waited for a lease.
+    lease_waits,
+    /// Leases that ran out while their owner lived.
+    leases_expired,
+    /// Snapshots taken.
+    snapshots,
+    /// Learners that became members.
+    promoted,
+    /// Members taken out of groups.
+    dropped,
+    /// Drains asked for.
+    drains,
+    /// Drains that were refused.
+    drains_refused,
+    /// Nodes that left after a drain.
+    left,
+    /// Nodes that ended because the map said so.
+    fenced,
+    /// Nodes that were there for the first time after the cluster had formed.
+    grown,
+    /// Exit notices heard.
+    notices,
+    /// Packets passed on to the owner of their slot.
+    forwarded,
+    /// Replies passed on to the holder of their address.
+    delivered,
+    /// Replies dropped because their endpoint is another node's now.
+    replies_dropped,
+    /// Packets sent where nobody listened.
+    unheard,
+    /// Duplicates that a change of owner allows.
+    duplicates,
+    /// Replies lost as they may be, by slots.
+    losses,
+    /// Slots recovered without a complete commit set, or begun anew, as the core counts them.
+    lossy,
 }
 
 impl Coverage {

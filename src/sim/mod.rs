@@ -4,10 +4,12 @@
 pub mod checker;
 pub mod coverage;
 pub mod fault;
+pub mod layout;
 pub mod model;
 pub mod net;
 pub mod node;
 pub mod rng;
+pub mod scenario;
 pub mod spy;
 pub mod test_app;
 pub mod world;

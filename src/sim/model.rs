@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::app::{CallApp, Context, Inbound, TimerId};
-use crate::sim::test_app::{Execution, Panicked, Sent, TestApp, TestCall, TestShared, What};
+use crate::sim::test_app::{Change, Execution, Panicked, Sent, TestApp, TestCall, TestShared, What};
 use crate::types::{CallKey, Endpoint, LocalId, Nanos};
 
 /// The reference state of one slot.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Model {
     app: TestApp,
     calls: BTreeMap<CallKey, TestCall>,
@@ -75,6 +75,11 @@ impl Model {
         Ok(())
     }
 
+    /// The trail of what was executed, as the next execution has to name it.
+    pub fn trail(&self) -> u64 {
+        self.shared.trail()
+    }
+
     /// The next timer's deadline.
     pub fn next_deadline(&self) -> Option<Nanos> {
         self.due.first().map(|(at, ..)| *at)
@@ -94,7 +99,7 @@ impl Model {
         key: CallKey,
         result: Result<(), Panicked>,
         timers: Vec<(TimerId, Option<Nanos>)>,
-        changes: Vec<u64>,
+        changes: Vec<Change>,
         ended: bool,
     ) {
         if result.is_ok() {
@@ -135,7 +140,7 @@ struct ModelContext<'a> {
     missing: bool,
     outputs: Vec<Sent>,
     timers: Vec<(TimerId, Option<Nanos>)>,
-    changes: Vec<u64>,
+    changes: Vec<Change>,
     ended: bool,
 }
 
@@ -160,7 +165,7 @@ impl<'a> ModelContext<'a> {
 
 impl Context for ModelContext<'_> {
     type Shared = TestShared;
-    type Change = u64;
+    type Change = Change;
 
     fn now(&self) -> Nanos {
         self.seen.time
@@ -185,7 +190,7 @@ impl Context for ModelContext<'_> {
         &self.shared
     }
 
-    fn change(&mut self, change: u64) {
+    fn change(&mut self, change: Change) {
         self.changes.push(change);
     }
 
@@ -214,8 +219,9 @@ impl Context for ModelContext<'_> {
 mod tests {
     use super::Model;
     use crate::app::{CallApp, Inbound, TimerId};
+    use crate::sim::layout::local;
     use crate::sim::test_app::{Execution, TestApp, What, key_of, payload};
-    use crate::types::{Endpoint, LocalId, Nanos};
+    use crate::types::{Endpoint, Nanos};
 
     /// Sets timer 1, 150,001 ns ahead of the packet; sends nothing.
     const SET: (u8, u8) = (0b0100, 0b0101);
@@ -223,12 +229,12 @@ mod tests {
     fn packet(position: u64, time: u64, control: (u8, u8)) -> Execution {
         let source = Endpoint { ip: [1; 16], port: 9 };
         let payload = payload(1, position as u32, control.0, control.1, 0);
-        let key = TestApp::default()
-            .classify(&Inbound { source, local: LocalId::endpoint(0), payload: &payload })
-            .unwrap();
-        let what = What::Packet { source, local: LocalId::endpoint(0), payload };
+        let key =
+            TestApp::default().classify(&Inbound { source, local: local(0), payload: &payload }).unwrap();
+        let what = What::Packet { source, local: local(0), payload };
         let time = Nanos(time);
-        Execution { slot: 0, position, time, key, what, drawn: vec![], outputs: vec![], panicked: false }
+        let (drawn, outputs) = (vec![], vec![]);
+        Execution { slot: 0, position, trail: 0, time, key, what, drawn, outputs, panicked: false }
     }
 
     fn timer(position: u64, time: u64) -> Execution {

@@ -1,14 +1,16 @@
 //! One simulated machine: its clocks, its process with one loop per shard, and what a loop turn does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::app::Inbound;
-use crate::engine::{Outbox, Shard};
+use crate::engine::{Outbox, Shard, ShardReport};
+use crate::proto::map::ClusterMap;
 use crate::sim::fault::ClockSkew;
 use crate::sim::test_app::TestApp;
 use crate::sim::world::heart::Heart;
-use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
+use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, NodeSet, Now, Slot, Term};
 
 /// True time at the start of every world, as wall time: some day in 2026.
 const EPOCH: Nanos = Nanos(1_790_000_000_000_000_000);
@@ -67,16 +69,22 @@ pub enum News {
     Suspects(NodeSet),
 }
 
-/// A reply in the owner's send queue.
+/// A reply in a node's send queue.
 pub struct Reply {
     /// The slot it belongs to.
     pub slot: Slot,
+    /// The term of the owner that ordered it.
+    pub term: Term,
+    /// The service address it leaves from, and the term in which this node holds it.
+    pub address: (usize, Term),
     /// The service endpoint it leaves from.
     pub local: LocalId,
     /// The client.
     pub to: Endpoint,
     /// Its bytes.
     pub bytes: Vec<u8>,
+    /// It has left, or was dropped for good.
+    pub gone: bool,
 }
 
 /// What one flush wrote.
@@ -84,6 +92,8 @@ pub struct Reply {
 pub struct Sends {
     /// Datagrams for other nodes.
     pub peers: Vec<(NodeSet, Rc<[u8]>)>,
+    /// Those that name no life of the receiver.
+    pub multicasts: Vec<(NodeSet, Rc<[u8]>)>,
     /// Datagrams for clients.
     pub clients: Vec<Reply>,
 }
@@ -96,11 +106,12 @@ impl Outbox for Sends {
     }
 
     fn multicast(&mut self, to: NodeSet, plaintext: &[u8]) {
-        self.peers.push((to, plaintext.into()));
+        self.multicasts.push((to, plaintext.into()));
     }
 
     fn client(&mut self, slot: Slot, local: LocalId, to: Endpoint, bytes: &[u8]) {
-        self.clients.push(Reply { slot, local, to, bytes: bytes.to_vec() });
+        let (term, address) = (Term(0), (0, Term(0)));
+        self.clients.push(Reply { slot, term, address, local, to, bytes: bytes.to_vec(), gone: false });
     }
 }
 
@@ -118,6 +129,15 @@ impl Sends {
     }
 }
 
+/// The socket of a service endpoint, in one loop.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct Door {
+    /// It exists.
+    pub open: bool,
+    /// It is closed then, because the address is another node's now.
+    pub closes: Option<Nanos>,
+}
+
 /// One loop of a process.
 pub struct Loop {
     /// The core.
@@ -126,10 +146,20 @@ pub struct Loop {
     pub inbox: VecDeque<Input>,
     /// Replies the kernel has not taken yet.
     pub backlog: VecDeque<Reply>,
+    /// What a turn wrote that stood still before it could send.
+    pub pending: Option<Sends>,
     /// What the detector has to say, until the loop has heard it.
     pub news: VecDeque<News>,
     /// Whom it has heard of since its node's control was told.
     pub heard: Vec<(NodeId, Boot)>,
+    /// The sockets of the service endpoints.
+    pub doors: Vec<Door>,
+    /// The lease it was told of.
+    pub lease: Nanos,
+    /// Replies that other owners want to leave from here: in which terms, and how often they have left.
+    pub delivering: BTreeMap<(Slot, Vec<u8>), (BTreeSet<Term>, usize)>,
+    /// What it last told its control.
+    pub report: ShardReport,
     /// How often it has turned.
     pub turns: u64,
     /// When the loop turns next.
@@ -140,18 +170,32 @@ pub struct Loop {
 
 impl Loop {
     /// A loop that has not turned yet.
-    pub fn new(shard: Shard<TestApp>) -> Loop {
+    pub fn new(shard: Shard<TestApp>, endpoints: usize) -> Loop {
         Loop {
             shard,
             inbox: VecDeque::new(),
             backlog: VecDeque::new(),
+            pending: None,
             news: VecDeque::new(),
             heard: Vec::new(),
+            doors: vec![Door::default(); endpoints],
+            lease: Nanos::ZERO,
+            delivering: BTreeMap::new(),
+            report: ShardReport::default(),
             turns: 0,
             wake: Nanos::MAX,
             busy: Nanos::ZERO,
         }
     }
+}
+
+/// What the control of a node has for its loops.
+#[derive(Default)]
+pub struct Cells {
+    /// The newest agreed map.
+    pub map: Option<Arc<ClusterMap>>,
+    /// Until when the node may release.
+    pub lease: Nanos,
 }
 
 /// One machine.
@@ -166,6 +210,8 @@ pub struct Node {
     pub alive: bool,
     /// How many faults hold its process still.
     pub frozen: u32,
+    /// Faults that will, when it is about to send.
+    pub ambushes: Vec<u32>,
     /// How long each turn takes, if that is unusual.
     pub turn: Option<Nanos>,
     /// Whom it rightly holds to be silent.
@@ -174,10 +220,12 @@ pub struct Node {
     pub known: Vec<Option<Boot>>,
     /// Whom it wrongly holds to be silent, by fault.
     pub wrong: Vec<(u32, NodeSet)>,
-    /// What its voter has saved.
-    pub votes: Option<Vec<u8>>,
+    /// Its disk: what its voter has saved, and what that was born with.
+    pub votes: (Option<Vec<u8>>, u64),
     /// Its control, in worlds in which nodes beat.
     pub heart: Option<Heart>,
+    /// What it has told its loops.
+    pub cells: Cells,
     /// Its loops.
     pub loops: Vec<Loop>,
 }
@@ -202,7 +250,7 @@ mod tests {
 
     #[test]
     fn skewed_clocks_read_and_invert() {
-        for drift_ppm in [-500, 0, 500, 20_000] {
+        for drift_ppm in [-9_500, -500, 0, 500, 20_000] {
             let clock = ClockSkew { mono: Nanos::from_secs(77), wall: -5, drift_ppm };
             for at in [0, 1, 999, 1_000_000, 123_456_789_123] {
                 let now = clock.read(Nanos(at));

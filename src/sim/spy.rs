@@ -18,8 +18,9 @@ pub struct Spy {
 }
 
 impl Spy {
-    /// Listens to one datagram.
-    pub fn look(&mut self, coverage: &mut Coverage, bytes: &[u8]) {
+    /// Listens to one datagram; whether it holds something that must be taken once.
+    pub fn look(&mut self, coverage: &mut Coverage, bytes: &[u8]) -> bool {
+        let mut once = false;
         for frame in Frames::new(bytes) {
             match frame {
                 Ok(Frame::Segment(header, _)) => self.on_segment(coverage, header),
@@ -27,10 +28,13 @@ impl Spy {
                 Ok(Frame::Emit(_)) => coverage.emits += 1,
                 Ok(Frame::Ack(_)) => coverage.acks += 1,
                 Ok(Frame::Outputs(..)) => coverage.outputs += 1,
+                Ok(Frame::Seal(_)) => coverage.seals += 1,
+                Ok(Frame::Forward(..)) => once = true,
                 Ok(_) => {}
                 Err(_) => coverage.malformed += 1,
             }
         }
+        once
     }
 
     fn on_segment(&mut self, coverage: &mut Coverage, header: &Segment) {

@@ -6,8 +6,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::app::{BadSnapshot, CallApp, Context, Inbound, TimerId, Unclassified};
+use crate::sim::layout::{local, number};
 use crate::sim::rng::mix;
-use crate::types::{CallKey, Endpoint, LocalId, Nanos};
+use crate::types::{CallKey, Endpoint, LocalId, Nanos, NodeId};
 
 /// One output as the application asked for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,6 +48,8 @@ pub struct Execution {
     pub slot: u16,
     /// The entry's position.
     pub position: u64,
+    /// Names all that this member's slot had executed before: see [`TestShared::trail`].
+    pub trail: u64,
     /// The entry's logical time.
     pub time: Nanos,
     /// The call.
@@ -61,8 +64,34 @@ pub struct Execution {
     pub panicked: bool,
 }
 
-/// Where executions are written down, shared by the application and the world.
-pub type Trace = Rc<RefCell<Vec<Execution>>>;
+/// What an application has done, in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Deed {
+    /// It handled something.
+    Executed(Execution),
+    /// A slot goes on from a snapshot that was taken at this trail.
+    Restored(u64),
+}
+
+impl Deed {
+    /// For the trace of a replayed seed.
+    pub fn to_words(&self, node: NodeId) -> String {
+        match self {
+            Deed::Executed(Execution { slot, position, panicked, what, .. }) => {
+                let what = match what {
+                    What::Packet { .. } => "a packet",
+                    What::Timer(_) => "a timer",
+                };
+                let how = if *panicked { ", and panics" } else { "" };
+                format!("{node} executes {what} of slot {slot} at position {position}{how}")
+            }
+            Deed::Restored(trail) => format!("{node} restores a snapshot of {trail:016x}"),
+        }
+    }
+}
+
+/// Where deeds are written down, shared by the application and the world.
+pub type Trace = Rc<RefCell<Vec<Deed>>>;
 
 /// The state of one call.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,6 +110,23 @@ pub struct TestCall {
 pub struct TestShared {
     changes: u64,
     state: u64,
+    trail: u64,
+}
+
+impl TestShared {
+    /// Names everything that was executed in the slot before, in a word: where snapshots go, it goes too.
+    pub fn trail(&self) -> u64 {
+        self.trail
+    }
+}
+
+/// A change of the shared state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Of what calls can see.
+    State(u64),
+    /// Something more was executed.
+    Trail(u64),
 }
 
 /// A handler that "panicked": what the model sees in the place of an unwinding stack.
@@ -148,11 +194,13 @@ impl TestApp {
     pub fn packet(
         &self,
         call: &mut TestCall,
-        ctx: &mut impl Context<Shared = TestShared, Change = u64>,
+        ctx: &mut impl Context<Shared = TestShared, Change = Change>,
         packet: &Inbound<'_>,
     ) -> Result<(), Panicked> {
         let control = packet.payload.get(8).copied().unwrap_or(0);
         let timer = packet.payload.get(9).copied().unwrap_or(0);
+        let (position, slot) = ctx.place();
+        ctx.change(Change::Trail(fold(position << 16 | u64::from(slot), packet.payload) ^ ctx.now().0));
         call.packets += 1;
         call.peer = Some((packet.local, packet.source));
         call.state = fold(call.state, packet.payload) ^ ctx.shared().state ^ ctx.now().0;
@@ -176,7 +224,7 @@ impl TestApp {
             _ => {}
         }
         if control & op::CHANGE != 0 {
-            ctx.change(call.state);
+            ctx.change(Change::State(call.state));
         }
         if control & op::PANIC != 0 {
             return Err(Panicked);
@@ -191,9 +239,12 @@ impl TestApp {
     pub fn timer(
         &self,
         call: &mut TestCall,
-        ctx: &mut impl Context<Shared = TestShared, Change = u64>,
+        ctx: &mut impl Context<Shared = TestShared, Change = Change>,
         id: TimerId,
     ) -> Result<(), Panicked> {
+        ctx.change(Change::Trail(
+            mix(ctx.place().0 << 8 | u64::from(id.0)) ^ ctx.now().0 ^ ctx.key().0 as u64,
+        ));
         call.fired += 1;
         call.state = mix(call.state ^ ctx.now().0 ^ u64::from(id.0) ^ ctx.shared().state);
         let random = ctx.random();
@@ -206,7 +257,7 @@ impl TestApp {
             );
         }
         if random & 0xc00 == 0 {
-            ctx.change(random);
+            ctx.change(Change::State(random));
         }
         if random >> 32 & 0x3f == 0 {
             ctx.end();
@@ -217,7 +268,7 @@ impl TestApp {
     fn say(
         &self,
         call: &TestCall,
-        ctx: &mut impl Context<Shared = TestShared, Change = u64>,
+        ctx: &mut impl Context<Shared = TestShared, Change = Change>,
         cause: u8,
         outputs: u64,
         long: bool,
@@ -245,19 +296,20 @@ impl TestApp {
         }
     }
 
-    fn record<C: Context<Shared = TestShared, Change = u64>>(
+    fn record<C: Context<Shared = TestShared, Change = Change>>(
         &self,
         ctx: &mut C,
         what: What,
         run: impl FnOnce(&mut Tap<'_, C>) -> Result<(), Panicked>,
     ) {
-        let (position, slot) = ctx.place();
+        let ((position, slot), trail) = (ctx.place(), ctx.shared().trail);
         let mut tap = Tap { inner: ctx, drawn: Vec::new(), outputs: Vec::new() };
         let result = run(&mut tap);
         let (drawn, outputs) = (tap.drawn, tap.outputs);
         let (time, key) = (ctx.now(), ctx.key());
         let panicked = result.is_err();
-        self.trace.borrow_mut().push(Execution { slot, position, time, key, what, drawn, outputs, panicked });
+        let seen = Execution { slot, position, trail, time, key, what, drawn, outputs, panicked };
+        self.trace.borrow_mut().push(Deed::Executed(seen));
         if panicked {
             // Unwinds as a panic does, but without the process-wide hook that would print each one.
             std::panic::resume_unwind(Box::new("the test application panics on purpose"));
@@ -268,7 +320,7 @@ impl TestApp {
 impl CallApp for TestApp {
     type Call = TestCall;
     type Shared = TestShared;
-    type Change = u64;
+    type Change = Change;
 
     fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified> {
         let bytes = packet.payload.get(..4).ok_or(Unclassified::NoKey)?;
@@ -290,7 +342,7 @@ impl CallApp for TestApp {
     fn on_packet(
         &self,
         call: &mut TestCall,
-        ctx: &mut impl Context<Shared = TestShared, Change = u64>,
+        ctx: &mut impl Context<Shared = TestShared, Change = Change>,
         packet: &Inbound<'_>,
     ) {
         let what =
@@ -301,32 +353,40 @@ impl CallApp for TestApp {
     fn on_timer(
         &self,
         call: &mut TestCall,
-        ctx: &mut impl Context<Shared = TestShared, Change = u64>,
+        ctx: &mut impl Context<Shared = TestShared, Change = Change>,
         id: TimerId,
     ) {
         self.record(ctx, What::Timer(id), |tap| self.timer(call, tap, id));
     }
 
-    fn apply(&self, shared: &mut TestShared, change: u64) {
-        shared.changes += 1;
-        shared.state = mix(shared.state ^ change);
+    fn apply(&self, shared: &mut TestShared, change: Change) {
+        match change {
+            Change::State(change) => {
+                shared.changes += 1;
+                shared.state = mix(shared.state ^ change);
+            }
+            Change::Trail(step) => shared.trail = mix(shared.trail ^ step),
+        }
     }
 
     fn on_end(&self, shared: &mut TestShared, key: CallKey) {
         shared.state = mix(shared.state ^ key.0 as u64);
+        shared.trail = mix(shared.trail ^ (key.0 >> 64) as u64);
     }
 
     fn snapshot_shared(&self, shared: &TestShared, out: &mut Vec<u8>) -> u16 {
         out.extend(shared.changes.to_be_bytes());
         out.extend(shared.state.to_be_bytes());
+        out.extend(shared.trail.to_be_bytes());
         1
     }
 
     fn restore_shared(&self, version: u16, bytes: &[u8]) -> Result<TestShared, BadSnapshot> {
-        match (version, <[u8; 16]>::try_from(bytes)) {
-            (1, Ok(both)) => {
-                let both = u128::from_be_bytes(both);
-                Ok(TestShared { changes: (both >> 64) as u64, state: both as u64 })
+        let word = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        match (version, bytes.len(), word(0), word(8), word(16)) {
+            (1, 24, Some(changes), Some(state), Some(trail)) => {
+                self.trace.borrow_mut().push(Deed::Restored(trail));
+                Ok(TestShared { changes, state, trail })
             }
             _ => Err(BadSnapshot { version, bytes: bytes.len() }),
         }
@@ -339,7 +399,7 @@ impl CallApp for TestApp {
         out.extend(call.budget.to_be_bytes());
         out.extend(call.state.to_be_bytes());
         if let Some((local, to)) = call.peer {
-            out.extend(local.endpoint.to_be_bytes());
+            out.extend(number(local).to_be_bytes());
             out.extend(to.ip);
             out.extend(to.port.to_be_bytes());
         }
@@ -357,7 +417,7 @@ impl CallApp for TestApp {
             let mut ip = [0; 16];
             ip.copy_from_slice(&p[2..18]);
             let half = |at: usize| u16::from_be_bytes([p[at], p[at + 1]]);
-            (LocalId::endpoint(half(0)), Endpoint { ip, port: half(18) })
+            (local(half(0)), Endpoint { ip, port: half(18) })
         });
         Ok(TestCall {
             opened: Nanos(long(0)),
@@ -436,13 +496,14 @@ impl<C: Context> Context for Tap<'_, C> {
 mod tests {
     use super::{TestApp, TestCall};
     use crate::app::CallApp;
-    use crate::types::{Endpoint, LocalId, Nanos};
+    use crate::sim::layout::local;
+    use crate::types::{Endpoint, Nanos};
 
     #[test]
     fn snapshots_read_back_what_was_written_and_refuse_the_rest() {
         let app = TestApp::default();
         let to = Endpoint { ip: [7; 16], port: 5060 };
-        for peer in [None, Some((LocalId::endpoint(3), to))] {
+        for peer in [None, Some((local(3), to))] {
             let call =
                 TestCall { opened: Nanos(1), packets: 2, fired: 3, budget: 4, state: u64::MAX - 5, peer };
             let mut bytes = Vec::new();

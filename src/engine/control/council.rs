@@ -284,10 +284,11 @@ impl Council {
         self.exited.iter().any(|(n, b)| *n == node && *b >= boot)
     }
 
-    /// Whether a peer is silent: for this long, or by its supervisor's word.
-    fn is_silent(&self, peer: &Peer, silence: Option<Nanos>) -> bool {
+    /// Whether a peer is silent: for this long, or ever since this node has lived, or by its supervisor's word.
+    fn is_silent(&self, now: Nanos, peer: &Peer, silence: Option<Nanos>) -> bool {
         let agreed = || self.map.node(peer.node).map_or(Boot(0), |n| n.boot);
         self.has_ended(peer.node, peer.boot.unwrap_or_else(agreed))
+            || !peer.joined && now.since(self.started) >= MEET_WITHIN.max(self.config.dead_after)
             || peer.joined && silence.is_some_and(|silence| silence >= self.config.dead_after)
     }
 
@@ -310,7 +311,7 @@ impl Council {
             let since = &mut peer.delegate.lapsed_since;
             *since = says_so.then(|| since.unwrap_or(turn.now));
             let lapsed = since.is_some_and(|since| turn.now.since(since).0 >= self.config.dead_after.0 * 4);
-            if unheard || self.is_silent(peer, turn.silence[at]) || lapsed {
+            if unheard || self.is_silent(turn.now, peer, turn.silence[at]) || lapsed {
                 let node = peer.node;
                 self.promised.retain(|(n, _)| *n != node);
                 self.promised.push((node, self.map.version));
@@ -476,7 +477,7 @@ impl Council {
                 NodeView {
                     node,
                     heard_boot: peer.and_then(|p| p.boot),
-                    present: peer.is_some_and(|p| !self.is_silent(p, Some(silence))),
+                    present: peer.is_some_and(|p| !self.is_silent(turn.now, p, Some(silence))),
                     silent_votes,
                     promises,
                     silent_for: silence,
@@ -505,7 +506,7 @@ impl Council {
     fn silent(&self, turn: &Turn<'_>) -> NodeSet {
         let mut silent = NodeSet::EMPTY;
         for (peer, silence) in turn.peers.iter().zip(turn.silence) {
-            if self.is_silent(peer, *silence) {
+            if self.is_silent(turn.now, peer, *silence) {
                 silent.insert(peer.node);
             }
         }

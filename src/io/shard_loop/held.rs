@@ -65,6 +65,7 @@ impl<C: ShardCore> ShardLoop<C> {
         let is_news = news.is_some();
         if let Some(map) = news {
             self.core.on_map(now, map.clone());
+            self.drop_overtaken(&map);
             self.held.map = Some(map);
             self.plan(now.mono);
         }
@@ -87,6 +88,20 @@ impl<C: ShardCore> ShardLoop<C> {
             self.parts.cells.shards[usize::from(self.parts.shard)].set_followed(self.held.seen);
         }
         Ok(())
+    }
+
+    /// Replies that wait for an address that has got another term are out of date, even if it is this node's again.
+    fn drop_overtaken(&mut self, map: &ClusterMap) {
+        let Some(before) = self.held.map.take() else { return };
+        for local in (0..self.parts.endpoints.len() as u16).map(LocalId::endpoint) {
+            let term = |map: &ClusterMap| {
+                let address = map.endpoints.get(usize::from(local.endpoint))?;
+                map.addresses.get(usize::from(*address)).map(|address| address.term)
+            };
+            if term(&before) != term(map) {
+                self.parts.outgoing.drop_waiting(local);
+            }
+        }
     }
 
     /// Puts down what is to be opened and closed.

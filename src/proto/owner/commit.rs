@@ -16,8 +16,11 @@ impl Owner {
         if follower.place.is_none() {
             return Err(Stale::Term);
         }
-        follower.started = true;
-        follower.told = follower.telling;
+        // What it was told before it began may have been lost on it.
+        match std::mem::replace(&mut follower.started, true) {
+            true => follower.told = follower.telling,
+            false => follower.tell = true,
+        }
         if held > follower.held {
             follower.held = held;
             follower.sent = follower.sent.max(held);

@@ -123,10 +123,11 @@ impl Follower {
         self.trusted && !self.lost
     }
 
-    /// Whether there is anything to write for it, given the log's tail.
+    /// Whether there is anything to write for it, given the log's tail. One that has not answered the seal is asked
+    /// again when that is late, not for each entry.
     pub fn wants(&self, tail: Position) -> bool {
-        self.trusted && self.reset
-            || self.eligible() && (self.sent < tail || self.probe || self.tell || self.emit)
+        let entries = self.sent < tail && self.place.is_some();
+        self.trusted && self.reset || self.eligible() && (entries || self.probe || self.tell || self.emit)
     }
 
     pub(super) fn remember(&mut self, checkpoint: (Position, u64)) {

@@ -3,7 +3,7 @@
 use super::follower::Follower;
 use super::{Owner, Stale};
 use crate::proto::map::Group;
-use crate::types::{Boot, NodeId, Position, Term};
+use crate::types::{Boot, Nanos, NodeId, Position, Term};
 use crate::wire::frame;
 
 impl Owner {
@@ -43,6 +43,9 @@ impl Owner {
         let tail = self.tail();
         self.followers.iter_mut().for_each(|f| f.tell |= f.is_pending(tail) || tail > Position(0));
         self.update_stable();
+        if self.tell_at == Nanos::MAX && self.followers.iter().any(|f| f.learner) {
+            self.tell_at = Nanos::ZERO;
+        }
     }
 
     /// The learner begins, or begins anew, behind the last entry there is.

@@ -91,8 +91,9 @@ impl Owner {
         if self.tell_at <= now {
             self.tell_at = Nanos::MAX;
             let state = (self.released, self.stable);
-            self.followers.iter_mut().for_each(|f| f.tell |= f.told != state);
-            if self.followers.iter().any(|f| f.eligible() && f.told != state) {
+            // A learner is told again: an ack says that something came, and not what.
+            self.followers.iter_mut().for_each(|f| f.tell |= f.told != state || f.learner);
+            if self.followers.iter().any(|f| f.eligible() && (f.told != state || f.learner)) {
                 self.tell_at = now + self.config.tell_after;
             }
         }

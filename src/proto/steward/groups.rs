@@ -65,7 +65,7 @@ impl Steward {
     /// Takes members out that hold nothing any more, or that the others cannot wait for.
     fn drop_the_lost(&mut self, draft: &mut Draft<'_>) {
         let mut dropped: Vec<(NodeId, usize, &'static str)> = Vec::new();
-        let mut anew = 0;
+        let (mut anew, mut recalled) = (0, 0);
         for at in 0..draft.next.groups.len() {
             let blocked = draft
                 .map
@@ -94,10 +94,17 @@ impl Steward {
                 }
             }
             let all_dead = members.iter().all(|m| !draft.next.is_live(m.node, m.boot));
-            if all_dead && self.config.lossy_go && group.past.len() < MAX_PAST {
-                let fresh = self.fresh_members(draft, at);
-                if !fresh.is_empty() {
-                    (members, anew) = (fresh, anew + 1);
+            let useless =
+                |m: &MapMember| !draft.next.is_live(m.node, m.boot) || is_given_up(draft, at, m.node);
+            if group.past.len() < MAX_PAST && members.iter().all(useless) {
+                let left = left_members(draft, at);
+                if !left.is_empty() {
+                    members = left;
+                    if all_dead { anew += 1 } else { recalled += 1 }
+                } else if all_dead && self.config.lossy_go {
+                    let fresh = self.fresh_members(draft, at);
+                    anew += usize::from(!fresh.is_empty());
+                    members = if fresh.is_empty() { members } else { fresh };
                 }
             }
             let group = &mut draft.next.groups[at];
@@ -110,6 +117,13 @@ impl Steward {
             learners.retain(|l| members.iter().all(|m| m.node != l.node));
         }
         draft.changes.extend(dropped.into_iter().map(|(node, count, why)| Change::Dropped(node, count, why)));
+        if anew + recalled > 0 {
+            // Owners that live know logs that nobody holds: all of them look again.
+            draft.next.addresses.iter_mut().for_each(|address| address.term.0 += 1);
+        }
+        if recalled > 0 {
+            draft.changes.push(Change::Recalled(recalled));
+        }
         if anew > 0 {
             draft.next.lossy += 1;
             draft.changes.push(Change::Lossy(anew));
@@ -199,9 +213,15 @@ impl Steward {
             let belongs = home(&known, at, replicas);
             let usable: Vec<&MapNode> = draft.next.nodes.iter().filter(|n| draft.is_usable(n.id)).collect();
             let candidates = home(&usable, at, usable.len());
+            // One that was a member must not forget what may still be needed.
+            let needed = |n: NodeId| {
+                let same = |m: &MapMember| m.node == n && draft.next.is_live(n, m.boot);
+                group.past.iter().flatten().any(same)
+            };
             let candidate = |n: &NodeId| {
                 group.member(*n).is_none()
                     && group.learner(*n).is_none()
+                    && !needed(*n)
                     && (long || leaving || belongs.contains(n))
             };
             // Homes first, and a new host before one that is there already.
@@ -262,6 +282,18 @@ impl Steward {
     }
 }
 
+/// Members of earlier sets that live and are there, each as it was when it was one: they still hold what they had then.
+fn left_members(draft: &Draft<'_>, at: usize) -> Vec<MapMember> {
+    let mut left: Vec<MapMember> = Vec::new();
+    for member in draft.next.groups[at].past.iter().rev().flatten() {
+        let whole = draft.next.is_live(member.node, member.boot) && draft.is_present(member.node);
+        if whole && !is_given_up(draft, at, member.node) && left.iter().all(|m| m.node != member.node) {
+            left.push(*member);
+        }
+    }
+    left
+}
+
 fn note(counts: &mut Vec<(NodeId, usize)>, node: NodeId) {
     match counts.iter_mut().find(|(known, _)| *known == node) {
         Some((_, count)) => *count += 1,
@@ -275,6 +307,12 @@ fn member(draft: &Draft<'_>, id: NodeId) -> Option<MapMember> {
     Some(MapMember { node: id, host: node.host, boot: node.boot, join: draft.next.version })
 }
 
+/// Whether an owner says that a member of a group does not hold what it should.
+fn is_given_up(draft: &Draft<'_>, at: usize, node: NodeId) -> bool {
+    let mut owners = draft.map.addresses.iter().filter_map(|a| draft.report(a.owner));
+    owners.any(|r| r.lost.iter().any(|(n, groups)| *n == node && groups.contains(at)))
+}
+
 /// Why a member has to go, if it has.
 fn why_dropped(
     draft: &Draft<'_>,
@@ -286,10 +324,7 @@ fn why_dropped(
     if !draft.next.is_live(member.node, member.boot) {
         return Some("its life has ended");
     }
-    let owners = || draft.map.addresses.iter().filter_map(|a| draft.report(a.owner));
-    let lost =
-        |r: &super::NodeReport| r.lost.iter().any(|(n, groups)| *n == member.node && groups.contains(at));
-    if owners().any(lost) {
+    if is_given_up(draft, at, member.node) {
         return Some("its owner has given it up");
     }
     let view = draft.view(member.node)?;
@@ -298,7 +333,8 @@ fn why_dropped(
         return Some("nobody can commit without it, and it is silent");
     }
     let cut = |r: &super::NodeReport| NodeSet::contains(r.unreachable, member.node);
-    if blocked && long && owners().any(cut) {
+    let mut owners = draft.map.addresses.iter().filter_map(|a| draft.report(a.owner));
+    if blocked && long && owners.any(cut) {
         return Some("its owner has not reached it for TANDEM_EVICT_AFTER");
     }
     None

@@ -2,7 +2,7 @@
 
 use super::{Event, World};
 use crate::sim::node::News;
-use crate::types::{Nanos, NodeSet};
+use crate::types::Nanos;
 
 impl World {
     /// Something changed: every detector will notice, each in its own time.
@@ -43,7 +43,7 @@ impl World {
     /// Tells the loops of a node whom its detector suspects.
     pub(super) fn tell_suspects(&mut self, at: usize) {
         for lane in 0..self.nodes[at].loops.len() {
-            let suspects = NodeSet(self.nodes[at].suspects().0 | self.heart_suspects(at, lane).0);
+            let suspects = self.suspects_of(at, lane);
             self.tell_loop(at, lane, News::Suspects(suspects));
         }
     }

@@ -2,41 +2,83 @@
 
 use std::collections::BTreeMap;
 
-use super::{DONE_WITHIN, ENCORE, ENCORE_AFTER, ENCORE_PAUSE, Event, QUIET, World};
+use super::{Event, World};
 use crate::engine::{ShardStats, SlotDigest};
 use crate::types::{Nanos, NodeId, Slot};
 
+/// Once faults are over everything must be done within this time (invariant 6), in worlds whose owner never dies...
+const DONE_WITHIN: Nanos = Nanos::from_millis(600);
+/// ...and in the others, where nodes come back, learn and move.
+const SETTLED_WITHIN: Nanos = Nanos::from_millis(4_000);
+
+/// How long a finished world runs on: late duplicates must do no harm, and what is kept must shrink.
+const QUIET: Nanos = Nanos::from_millis(400);
+/// How long others do.
+const SHORT_QUIET: Nanos = Nanos::from_millis(10);
+
+/// How many packets the clients then send, and how far apart.
+const ENCORE: u64 = 30;
+const ENCORE_PAUSE: Nanos = Nanos::from_millis(3);
+
+/// When the clients speak up again, in worlds in which they do: masterships have gone home by then.
+const ENCORE_AFTER: Nanos = Nanos::from_millis(1_400);
+
 impl World {
+    pub(super) fn done_within(&self) -> Nanos {
+        if self.scenario.settings.live { SETTLED_WITHIN } else { DONE_WITHIN }
+    }
+
     /// Looks whether everything is done; true when the world may end.
     pub(super) fn look(&mut self) -> bool {
         self.queue.push(self.now + Nanos::from_millis(5), Event::Look);
+        let live = self.scenario.settings.live;
+        if self.origin.is_none() {
+            match self.unformed() {
+                None => self.begin_all(),
+                Some(what) if self.now > self.due => self.checker.stuck(self.now, &what),
+                Some(_) => {}
+            }
+            return false;
+        }
         self.check_limits();
         if self.now < self.clients_until {
             return false;
         }
-        match (self.checker.unfinished(&self.connected(), self.given_up()), self.done) {
+        let left = self.unsettled().or_else(|| self.checker.unfinished(&self.connected(), self.given_up()));
+        let long = !live || self.rng_is_patient();
+        let quiet = if long { QUIET } else { SHORT_QUIET };
+        match (left, self.done) {
             (None, None) => self.done = Some(self.now),
             (None, Some(since)) if self.encore => {
-                if self.now.since(since) >= ENCORE_AFTER {
-                    (1..=ENCORE)
-                        .for_each(|n| self.queue.push(self.now + Nanos(ENCORE_PAUSE.0 * n), Event::Encore));
-                    self.clients_until = self.now + Nanos(ENCORE_PAUSE.0 * (ENCORE + 1));
-                    (self.encore, self.done, self.due) = (false, None, self.clients_until + DONE_WITHIN);
+                if self.now.since(since) >= if live { SHORT_QUIET } else { ENCORE_AFTER } {
+                    let (count, pause) =
+                        if live { (6, Nanos::from_millis(2)) } else { (ENCORE, ENCORE_PAUSE) };
+                    (1..=count).for_each(|n| self.queue.push(self.now + Nanos(pause.0 * n), Event::Encore));
+                    self.clients_until = self.now + Nanos(pause.0 * (count + 1));
+                    (self.encore, self.done, self.due) =
+                        (false, None, self.clients_until + self.done_within());
+                    self.strict = true;
                 }
             }
-            (None, Some(since)) if self.now.since(since) >= QUIET => {
-                self.check_rest();
+            (None, Some(since)) if self.now.since(since) >= quiet => {
+                self.check_rest(long);
                 return true;
             }
             (None, Some(_)) => {}
             (Some(what), since) => {
                 // Nothing may come undone, but for what clients send.
-                if since.is_some() || self.now > self.due {
+                if since.is_some() && !live || self.now > self.due {
                     self.checker.stuck(self.now, &what);
                 }
+                self.done = None;
             }
         }
         false
+    }
+
+    /// Whether a world in which anybody may die is watched until nothing is kept any more: that takes long.
+    fn rng_is_patient(&self) -> bool {
+        self.scenario.load.calls.is_multiple_of(6)
     }
 
     /// Whether an owner has given up members: they fell out of a window that is small on purpose.
@@ -44,8 +86,11 @@ impl World {
         self.scenario.settings.tight() && self.stats().any(|(_, stats)| stats.slots_short > 0)
     }
 
-    /// The nodes that must have everything in the end: those that never crashed.
+    /// The nodes that must have everything in the end: those that live; where nobody comes back, those that never crashed.
     fn connected(&self) -> Vec<NodeId> {
+        if self.scenario.settings.live {
+            return self.nodes.iter().filter(|node| node.alive).map(|node| node.id).collect();
+        }
         let crashed: Vec<NodeId> = self.scenario.crashed().collect();
         self.scenario.layout.ids().filter(|id| !crashed.contains(id)).collect()
     }
@@ -78,12 +123,15 @@ impl World {
     }
 
     /// Invariants 6 and 7 at rest: digests agree, and nothing is kept unless a member is missing.
-    fn check_rest(&mut self) {
+    fn check_rest(&mut self, long: bool) {
         let (connected, given_up) = (self.connected(), self.given_up());
         let mut digests: BTreeMap<Slot, (NodeId, SlotDigest)> = BTreeMap::new();
         let mut broken = None;
         for node in self.nodes.iter().filter(|node| connected.contains(&node.id)) {
             for digest in node.loops.iter().flat_map(|l| l.shard.digests()) {
+                if !self.is_member(node.id, digest.slot) {
+                    continue;
+                }
                 let (other, first) = *digests.entry(digest.slot).or_insert((node.id, digest));
                 if first != digest && !(given_up && first.executed != digest.executed) {
                     broken = Some(format!("{other} has {first:?}, {} has {digest:?}", node.id));
@@ -93,7 +141,7 @@ impl World {
         if let Some(what) = broken {
             self.checker.stuck(self.now, &what);
         }
-        let whole = connected.len() == self.nodes.len() && !given_up;
+        let whole = long && connected.len() == self.nodes.len() && !given_up;
         let kept = self.stats().find(|(_, stats)| whole && stats.retained_records > 0);
         if let Some((id, stats)) = kept {
             let what = format!("{id} still keeps {} records at rest", stats.retained_records);
