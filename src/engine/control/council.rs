@@ -9,16 +9,18 @@
 //! the leader move the owner's addresses. A promise lives in memory: a voter that has restarted grants nothing until the
 //! map has its new life, and that is another map.
 
+mod report;
+
 use std::sync::Arc;
 
 use super::Peer;
 use super::delegate::Failover;
 use crate::engine::ShardReport;
-use crate::proto::map::{ClusterMap, GroupSet, MapShape, NodeState};
-use crate::proto::steward::{Change, NodeReport, NodeView, Steward, StewardConfig, drain_refused};
+use crate::proto::map::{ClusterMap, MapShape, NodeState};
+use crate::proto::steward::{Change, NodeView, Steward, StewardConfig, drain_refused};
 use crate::proto::voter::{Voter, VoterCounters, VoterError};
 use crate::types::{Boot, Nanos, NodeId, NodeSet};
-use crate::wire::council::{self, DRAIN_DONE, DRAINING, GRANTS, LEASE_OK, LostMember, Report};
+use crate::wire::council::{DRAINING, LEASE_OK, LostMember, Report};
 
 /// Clocks of two machines run at rates that differ by less than this part.
 const DRIFT_PER_CENT: u64 = 2;
@@ -81,6 +83,7 @@ pub(super) struct Council {
     pub(super) exited: Vec<(NodeId, Boot)>,
     reports: Vec<ShardReport>,
     lease_until: Nanos,
+    held_until: Nanos,
     pub(super) draining: bool,
     stopped_at: Option<Nanos>,
     lost: Vec<LostMember>,
@@ -139,6 +142,7 @@ impl Council {
             exited: Vec::new(),
             reports: vec![ShardReport::default(); usize::from(shards)],
             lease_until: Nanos::ZERO,
+            held_until: Nanos::ZERO,
             draining: false,
             stopped_at: None,
             lost: Vec::new(),
@@ -162,6 +166,10 @@ impl Council {
 
     pub(super) fn lease_until(&self) -> Nanos {
         self.lease_until
+    }
+
+    pub(super) fn held_until(&self) -> Nanos {
+        self.held_until
     }
 
     pub(super) fn is_voter(&self) -> bool {
@@ -350,22 +358,28 @@ impl Council {
         self.map.is_live(self.me, self.boot) && self.owns(peer.node, boot) && current && !promised
     }
 
-    /// Until when this node may release.
+    /// Until when this node may release, and until when nobody else can hold its addresses: that is the same, but while
+    /// it waits for others to go on. A time that has passed stays: by it those are told apart whose lease is late.
     fn renew(&mut self, turn: &Turn<'_>) {
-        self.lease_until = Nanos::ZERO;
-        let draining = self.map.node(self.me).is_some_and(|n| n.state == NodeState::Draining);
+        (self.lease_until, self.held_until) = (Nanos::ZERO, Nanos::ZERO);
         if !self.owns(self.me, self.boot) {
             self.stopped_at = None;
             return;
         }
+        self.held_until = self.proven_until(turn);
         // An owner that leaves releases nothing more once the cluster knows: others go on with it.
+        let draining = self.map.node(self.me).is_some_and(|n| n.state == NodeState::Draining);
         if draining && self.draining {
             self.stopped_at.get_or_insert(turn.now);
-            return;
+        } else {
+            self.lease_until = self.held_until;
         }
+    }
+
+    /// Until when a majority of the voters has renewed the lease.
+    fn proven_until(&self, turn: &Turn<'_>) -> Nanos {
         if turn.peers.is_empty() {
-            self.lease_until = Nanos::MAX;
-            return;
+            return Nanos::MAX;
         }
         let mut times: Vec<Nanos> = Vec::new();
         for voter in &self.config.voters {
@@ -379,10 +393,7 @@ impl Council {
         times.sort_unstable_by(|a, b| b.cmp(a));
         let majority = self.config.voters.len() / 2;
         let proof = times.get(majority).copied().filter(|proof| *proof > Nanos::ZERO);
-        self.lease_until = proof.map_or(Nanos::ZERO, |proof| proof + self.config.lease);
-        if self.lease_until <= turn.now {
-            self.lease_until = Nanos::ZERO;
-        }
+        proof.map_or(Nanos::ZERO, |proof| proof + self.config.lease)
     }
 
     /// As the leader: the next map.
@@ -489,19 +500,6 @@ impl Council {
             .collect()
     }
 
-    fn node_report(&self, report: &Report, lost: &[LostMember]) -> NodeReport {
-        NodeReport {
-            map: report.map.get(),
-            synced: GroupSet(report.synced.get()),
-            confirmed: GroupSet(report.confirmed.get()),
-            blocked: GroupSet(report.blocked.get()),
-            lost: lost.iter().map(|l| (NodeId(l.node.get()), GroupSet(l.groups.get()))).collect(),
-            unreachable: NodeSet(report.unreachable.get()),
-            drain_done: report.flags.get() & DRAIN_DONE != 0,
-            app_level: report.app_level.get(),
-        }
-    }
-
     fn silent(&self, turn: &Turn<'_>) -> NodeSet {
         let mut silent = NodeSet::EMPTY;
         for (peer, silence) in turn.peers.iter().zip(turn.silence) {
@@ -510,66 +508,6 @@ impl Council {
             }
         }
         silent
-    }
-
-    /// What this node reports; `to`: the peer the datagram is for.
-    fn report(
-        &self,
-        now: Nanos,
-        suspects: NodeSet,
-        silent: NodeSet,
-        promised: NodeSet,
-        to: Option<&Peer>,
-    ) -> Report {
-        let current = self.reports.iter().all(|r| r.map == self.map.version) && self.map.version > 0;
-        let all = |of: fn(&ShardReport) -> GroupSet| {
-            let both = |a: u64, r: &ShardReport| a & of(r).0;
-            if current { self.reports.iter().fold(u64::MAX, both) } else { 0 }
-        };
-        let stopped = self.stopped_at.is_some_and(|at| now.since(at) >= DRAIN_PAUSE);
-        let mut flags = 0;
-        flags |= if to.is_some_and(|peer| self.grants(peer)) { GRANTS } else { 0 };
-        flags |= if self.draining { DRAINING } else { 0 };
-        flags |= if stopped { DRAIN_DONE } else { 0 };
-        flags |= if self.lease_until > now || stopped { LEASE_OK } else { 0 };
-        Report {
-            map: self.map.version.into(),
-            flags: flags.into(),
-            app_level: APP_LEVEL.into(),
-            birth: self.config.birth.into(),
-            synced: all(|r| r.synced).into(),
-            confirmed: all(|r| r.confirmed).into(),
-            blocked: self.reports.iter().fold(0, |any, r| any | r.blocked.0).into(),
-            unreachable: suspects.0.into(),
-            silent: silent.0.into(),
-            promised: promised.0.into(),
-            lost: 0.into(),
-        }
-    }
-
-    /// Writes this node's report for a peer behind its beat, and the map if the peer's is older.
-    pub(super) fn write(&mut self, turn: &mut Turn<'_>, at: usize, out: &mut Vec<u8>) {
-        self.lost.clear();
-        for (node, groups) in self.reports.iter().filter(|r| r.map == self.map.version).flat_map(|r| &r.lost)
-        {
-            match self.lost.iter_mut().find(|l| l.node.get() == node.0) {
-                Some(known) => known.groups = (known.groups.get() | groups.0).into(),
-                None => self.lost.push(LostMember { node: node.0.into(), groups: groups.0.into() }),
-            }
-        }
-        let (silent, promised) = (self.silent(turn), self.promises(turn.now, turn.peers));
-        let report = self.report(turn.now, turn.suspects, silent, promised, Some(&turn.peers[at]));
-        council::write_report(out, &report, &self.lost);
-        let peer = &mut turn.peers[at];
-        if report.flags.get() & GRANTS != 0 {
-            peer.delegate.grant(peer.heard_sequence());
-        }
-        let known = peer.delegate.report.as_ref().map(|(report, _, _)| report.map.get());
-        let older = peer.joined && known.is_some_and(|known| known < self.map.version);
-        if older && turn.now.since(peer.delegate.map_sent) >= MAP_AGAIN_AFTER {
-            peer.delegate.map_sent = turn.now;
-            council::write_map(out, &self.map_bytes);
-        }
     }
 
     /// Whether something was proposed that is not decided.

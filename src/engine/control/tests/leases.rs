@@ -87,3 +87,48 @@ fn a_lease_granted_by_a_voter_that_was_stopped_is_over_before_its_promise_counts
     assert!(!voter.council.grant_is_over(sent + ten, peer), "the owner may release until then");
     assert!(voter.council.grant_is_over(sent + ten + Nanos::from_millis(1), peer));
 }
+
+#[test]
+fn an_owner_without_a_lease_still_knows_until_when_it_held_its_address() {
+    let mut rig = formed();
+    assert_eq!(watch(&mut rig, 20), [1]);
+    rig.alone = Some((1, true));
+    rig.run(12_000);
+    let (now, owner) = (rig.now().mono, rig.control(1));
+    assert!(owner.lease_until() <= now && owner.lease_left() == Nanos::ZERO);
+    let late = now.since(owner.held_until());
+    assert!(late < Nanos::from_millis(12), "it is told how late the lease is: {late:?}");
+    rig.alone = None;
+    rig.run(3_000);
+    let now = rig.now().mono;
+    assert!(rig.control(1).lease_until() > now, "and it was only late");
+}
+
+#[test]
+fn a_node_that_drains_holds_its_address_until_it_moves_and_while_it_could_have_a_lease() {
+    for cut_off in [false, true] {
+        let mut rig = formed();
+        watch(&mut rig, 20);
+        rig.settled_reports = true;
+        rig.control(1).drain().unwrap();
+        while rig.control(1).lease_until() > rig.now().mono {
+            rig.run(100);
+        }
+        assert_eq!(
+            rig.control(1).map().addresses[0].owner,
+            NodeId(1),
+            "it releases nothing, and nobody has it"
+        );
+        let until = rig.control(1).held_until();
+        assert!(until > rig.now().mono);
+        rig.alone = cut_off.then_some((1, true));
+        while rig.control(2).map().addresses[0].owner == NodeId(1) {
+            let now = rig.now().mono;
+            assert!(cut_off || rig.control(1).held_until() > now, "others still send to it");
+            rig.run(100);
+        }
+        rig.run(11_000);
+        let now = rig.now().mono;
+        assert!(rig.control(1).held_until() <= now, "another holds it: {cut_off}");
+    }
+}
