@@ -4,8 +4,8 @@
 //! from the time at which it had sent the beat that is echoed. An owner may release while a majority of the voters has
 //! done so within LEASE.
 //!
-//! **Promises.** A voter that has not heard an owner for DEAD_AFTER, or whose owner says that it has no lease, grants it
-//! nothing any more under the present map. It says so once its last grant has run out; a majority of such promises lets
+//! **Promises.** A voter that has not heard an owner for DEAD_AFTER, or for long no report of it that says it has a lease,
+//! grants it nothing any more under the present map. It says so once its last grant has run out; a majority of such promises lets
 //! the leader move the owner's addresses. A promise lives in memory: a voter that has restarted grants nothing until the
 //! map has its new life, and that is another map.
 
@@ -310,13 +310,16 @@ impl Council {
             // A life that was never heard here has been silent for as long as this node has lived.
             let other = peer.boot.is_none_or(|b| b != boot);
             let unheard = other && turn.now.since(self.started) >= MEET_WITHIN.max(self.config.dead_after);
-            let says_so = peer.delegate.report.as_ref().is_some_and(|(report, _, at)| {
-                report.map.get() == self.map.version
-                    && report.flags.get() & LEASE_OK == 0
-                    && turn.now.since(*at) < self.config.dead_after
-            });
+            let without = match &peer.delegate.report {
+                Some((report, _, at)) => {
+                    let says_so = report.map.get() == self.map.version && report.flags.get() & LEASE_OK == 0;
+                    // Its shards may be heard while its control, which alone renews the lease, stands still.
+                    says_so || turn.now.since(*at) >= self.config.dead_after
+                }
+                None => peer.joined,
+            };
             let since = &mut peer.delegate.lapsed_since;
-            *since = says_so.then(|| since.unwrap_or(turn.now));
+            *since = without.then(|| since.unwrap_or(turn.now));
             let lapsed = since.is_some_and(|since| turn.now.since(since).0 >= self.config.dead_after.0 * 4);
             if unheard || self.is_silent(peer, turn.silence[at]) || lapsed {
                 let node = peer.node;

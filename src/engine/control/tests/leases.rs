@@ -132,3 +132,19 @@ fn a_node_that_drains_holds_its_address_until_it_moves_and_while_it_could_have_a
         assert!(rig.control(1).held_until() <= now, "another holds it: {cut_off}");
     }
 }
+
+#[test]
+fn an_owner_whose_control_stands_still_while_its_shards_talk_is_replaced() {
+    let mut rig = formed();
+    assert_eq!(watch(&mut rig, 20), [1]);
+    let stopped = rig.controls[0].take();
+    for _ in 0..200 {
+        let now = rig.now();
+        [2, 3].into_iter().for_each(|node| rig.control(node).on_life(now, NodeId(1), Boot(10)));
+        watch(&mut rig, 1);
+    }
+    assert_eq!(watch(&mut rig, 1), [2], "its shards ack, and release nothing");
+    rig.controls[0] = stopped;
+    assert_eq!(watch(&mut rig, 100), [2]);
+    assert_eq!(rig.control(1).map().addresses[0].owner, NodeId(2));
+}
