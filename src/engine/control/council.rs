@@ -30,7 +30,8 @@ const MAP_AGAIN_AFTER: Nanos = Nanos::from_millis(3);
 const MEET_WITHIN: Nanos = Nanos::from_secs(1);
 /// How old a report may be.
 const REPORT_AGE: Nanos = Nanos::from_millis(200);
-/// How long an owner that drains waits, after it has stopped releasing, for the members to hear what is on the wire.
+/// How long an owner that drains waits at least, after it has stopped releasing, for the members to hear what is on the
+/// wire.
 const DRAIN_PAUSE: Nanos = Nanos::from_millis(5);
 /// Failovers remembered for status.
 const MOST_FAILOVERS: usize = 16;
@@ -85,6 +86,7 @@ pub(super) struct Council {
     lease_until: Nanos,
     held_until: Nanos,
     pub(super) draining: bool,
+    /// From when on nothing leaves here any more, for an owner that drains.
     stopped_at: Option<Nanos>,
     lost: Vec<LostMember>,
     /// Since when a promise holds back an owner that is there, and how often that was mended.
@@ -364,7 +366,8 @@ impl Council {
     /// Until when this node may release, and until when nobody else can hold its addresses: that is the same, but while
     /// it waits for others to go on. A time that has passed stays: by it those are told apart whose lease is late.
     fn renew(&mut self, turn: &Turn<'_>) {
-        (self.lease_until, self.held_until) = (Nanos::ZERO, Nanos::ZERO);
+        let before = std::mem::take(&mut self.lease_until);
+        self.held_until = Nanos::ZERO;
         if !self.owns(self.me, self.boot) {
             self.stopped_at = None;
             return;
@@ -373,7 +376,8 @@ impl Council {
         // An owner that leaves releases nothing more once the cluster knows: others go on with it.
         let draining = self.map.node(self.me).is_some_and(|n| n.state == NodeState::Draining);
         if draining && self.draining {
-            self.stopped_at.get_or_insert(turn.now);
+            // A worker that stands still may yet go by the lease it was last told of.
+            self.stopped_at.get_or_insert((turn.now + DRAIN_PAUSE).max(before));
         } else {
             self.lease_until = self.held_until;
         }

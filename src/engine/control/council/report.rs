@@ -1,7 +1,7 @@
 //! What a council tells the others behind each beat: how things stand here, what this voter grants and promises, and the
 //! map where theirs is older.
 
-use super::{APP_LEVEL, Council, DRAIN_PAUSE, MAP_AGAIN_AFTER, Peer, Turn};
+use super::{APP_LEVEL, Council, MAP_AGAIN_AFTER, Peer, Turn};
 use crate::engine::ShardReport;
 use crate::proto::map::GroupSet;
 use crate::proto::steward::NodeReport;
@@ -37,7 +37,7 @@ impl Council {
             let both = |a: u64, r: &ShardReport| a & of(r).0;
             if current { self.reports.iter().fold(u64::MAX, both) } else { 0 }
         };
-        let stopped = self.stopped_at.is_some_and(|at| now.since(at) >= DRAIN_PAUSE);
+        let stopped = self.stopped_at.is_some_and(|at| now >= at);
         let mut flags = 0;
         flags |= if to.is_some_and(|peer| self.grants(peer)) { GRANTS } else { 0 };
         flags |= if self.draining { DRAINING } else { 0 };

@@ -148,3 +148,18 @@ fn an_owner_whose_control_stands_still_while_its_shards_talk_is_replaced() {
     assert_eq!(watch(&mut rig, 100), [2]);
     assert_eq!(rig.control(1).map().addresses[0].owner, NodeId(2));
 }
+
+#[test]
+fn a_drain_is_done_only_when_the_lease_it_gave_up_is_over() {
+    let mut rig = formed();
+    watch(&mut rig, 20);
+    rig.settled_reports = true;
+    rig.control(1).drain().unwrap();
+    let mut lease = Nanos::ZERO;
+    while rig.control(2).map().addresses[0].owner == NodeId(1) {
+        // A worker of node 1 may not have looked since then.
+        lease = lease.max(rig.control(1).lease_until());
+        rig.run(100);
+    }
+    assert!(rig.now().mono >= lease);
+}
