@@ -451,7 +451,7 @@ impl Council {
     }
 
     /// What the leader knows of every node.
-    fn views(&self, turn: &Turn<'_>) -> Vec<NodeView> {
+    pub(super) fn views(&self, turn: &Turn<'_>) -> Vec<NodeView> {
         let mine = self.report(turn.now, turn.suspects, self.silent(turn), NodeSet::EMPTY, None);
         let votes = |node: NodeId, of: fn(&Report) -> u64, own: NodeSet| {
             let heard = turn.peers.iter().filter(|p| self.config.voters.contains(&p.node) && p.joined);
@@ -489,7 +489,9 @@ impl Council {
                 }
                 let at = turn.peers.iter().position(|p| p.node == node);
                 let peer = at.map(|at| &turn.peers[at]).filter(|p| p.joined);
-                let silence = at.and_then(|at| turn.silence[at]).unwrap_or(Nanos::MAX);
+                // Whom this life of it has never heard was silent in this life only, as far as it can tell.
+                let silence = at.and_then(|at| turn.silence[at]);
+                let silence = silence.unwrap_or(turn.now.since(self.started));
                 let report = peer.and_then(|p| p.delegate.report.as_ref());
                 NodeView {
                     node,

@@ -1,8 +1,9 @@
 //! Leases in unlucky moments: promises of too few, a voter that stands still.
 
+use super::super::Turn;
 use super::{AGREED, Control, Rig, Written, config};
 use crate::proto::voter::VoterError;
-use crate::types::{Boot, Nanos, NodeId, Now};
+use crate::types::{Boot, Nanos, NodeId, NodeSet, Now};
 
 fn formed() -> Rig {
     let mut rig = Rig::new([1, 2, 3].map(|node| config(node, 10, AGREED)));
@@ -162,4 +163,21 @@ fn a_drain_is_done_only_when_the_lease_it_gave_up_is_over() {
         rig.run(100);
     }
     assert!(rig.now().mono >= lease);
+}
+
+#[test]
+fn a_leader_that_has_just_begun_takes_nobody_for_silent_since_ever() {
+    let rig = formed();
+    let mut again = config(1, 20, AGREED);
+    again.council.stored = rig.votes[0].clone();
+    let mut control = Control::new(again).expect("its own votes");
+    let now = rig.now();
+    control.on_turn(now);
+    let later = now.mono + Nanos::from_millis(5);
+    let Control { council, peers, .. } = &mut control;
+    let turn = Turn { now: later, wall: now.wall, peers, silence: &[None, None], suspects: NodeSet::EMPTY };
+    let silent: Vec<(u16, Nanos)> =
+        council.views(&turn).iter().map(|view| (view.node.0, view.silent_for)).collect();
+    let five = Nanos::from_millis(5);
+    assert_eq!(silent, [(1, Nanos::ZERO), (2, five), (3, five)], "EVICT_AFTER has to pass first");
 }
