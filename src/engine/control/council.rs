@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::Peer;
 use super::delegate::Failover;
 use crate::engine::ShardReport;
-use crate::proto::map::{ClusterMap, MapShape, NodeState};
+use crate::proto::map::{ClusterMap, MapNode, MapShape, NodeState};
 use crate::proto::steward::{Change, NodeView, Steward, StewardConfig, drain_refused};
 use crate::proto::voter::{Voter, VoterCounters, VoterError};
 use crate::types::{Boot, Nanos, NodeId, NodeSet};
@@ -375,12 +375,25 @@ impl Council {
         self.held_until = self.proven_until(turn);
         // An owner that leaves releases nothing more once the cluster knows: others go on with it.
         let draining = self.map.node(self.me).is_some_and(|n| n.state == NodeState::Draining);
-        if draining && self.draining {
+        if draining && self.draining && self.has_heir(turn) {
             // A worker that stands still may yet go by the lease it was last told of.
             self.stopped_at.get_or_insert((turn.now + DRAIN_PAUSE).max(before));
         } else {
+            self.stopped_at = None;
             self.lease_until = self.held_until;
         }
+    }
+
+    /// Whether somebody can go on with what this node owns. Once this node may have said that it has stopped, only the map
+    /// can take that back: a map in which nobody else lives follows from none that has moved the address.
+    fn has_heir(&self, turn: &Turn<'_>) -> bool {
+        let told = self.stopped_at.is_some_and(|at| turn.now >= at);
+        let heard = |node: NodeId| {
+            let mut peers = turn.peers.iter().zip(turn.silence);
+            peers.any(|(p, silence)| p.node == node && p.joined && !self.is_silent(p, *silence))
+        };
+        let heir = |n: &MapNode| n.id != self.me && !n.witness && n.state == NodeState::Live;
+        self.map.nodes.iter().any(|n| heir(n) && (told || heard(n.id)))
     }
 
     /// Until when a majority of the voters has renewed the lease.

@@ -2,8 +2,9 @@
 
 use super::super::Turn;
 use super::{AGREED, Control, Rig, Written, config};
+use crate::proto::map::{MapNode, MapShape};
 use crate::proto::voter::VoterError;
-use crate::types::{Boot, Nanos, NodeId, NodeSet, Now};
+use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet, Now};
 
 fn formed() -> Rig {
     let mut rig = Rig::new([1, 2, 3].map(|node| config(node, 10, AGREED)));
@@ -180,4 +181,27 @@ fn a_leader_that_has_just_begun_takes_nobody_for_silent_since_ever() {
         council.views(&turn).iter().map(|view| (view.node.0, view.silent_for)).collect();
     let five = Nanos::from_millis(5);
     assert_eq!(silent, [(1, Nanos::ZERO), (2, five), (3, five)], "EVICT_AFTER has to pass first");
+}
+
+#[test]
+fn a_node_that_drains_goes_on_when_nobody_is_left_to_go_on_for_it() {
+    let mut rig = Rig::new([1, 2, 3].map(|node| {
+        let mut config = config(node, 10, AGREED);
+        let node = |n| MapNode { witness: n == 3, ..MapNode::new(NodeId(n), HostId(n)) };
+        let nodes = (1..=3).map(node).collect();
+        config.council.shape = MapShape::new((64, 1), nodes, NodeId(1), vec![0], 2, 0).unwrap();
+        config
+    }));
+    rig.run(300_000);
+    assert_eq!(watch(&mut rig, 20), [1]);
+    rig.control(1).drain().unwrap();
+    while rig.control(1).lease_until() > rig.now().mono {
+        rig.run(100);
+    }
+    rig.controls[1] = None;
+    let now = rig.now();
+    [1, 3].into_iter().for_each(|node| rig.control(node).on_exit_notice(now, NodeId(2), Boot(10)));
+    assert_eq!(watch(&mut rig, 30), [1]);
+    assert_eq!(watch(&mut rig, 300), [1]);
+    assert!(!rig.control(1).has_left());
 }
