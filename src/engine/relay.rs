@@ -55,6 +55,7 @@ struct Taken {
     lane: usize,
     slot: Slot,
     ack: frame::DeliverAck,
+    previous: u64,
     local: LocalId,
     to: Endpoint,
     bytes: Vec<u8>,
@@ -80,6 +81,22 @@ impl Delivering {
         if self.last.remove(&index).is_some() {
             self.passed.retain(|(slot, _), _| *slot != index);
         }
+    }
+
+    /// Lets go of replies that wait here for an address whose holder is another now, or was for a while: their owners
+    /// pass them on to that one, or again to this one, and then they come next in their chain.
+    pub(super) fn drop_taken(&mut self, moved: impl Fn(LocalId) -> bool) -> usize {
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.taken).into_iter().partition(|taken| moved(taken.local));
+        self.taken = kept;
+        for Taken { slot, ack, previous, .. } in gone.iter().rev() {
+            match self.seen.get_mut(&slot.0) {
+                Some(seen) if *seen != (Term(ack.term.get()), ack.ordinal.get()) => {}
+                Some(seen) if *previous != NONE => seen.1 = *previous,
+                _ => drop(self.seen.remove(&slot.0)),
+            }
+        }
+        gone.len()
     }
 
     /// When replies are to be passed on again.
@@ -338,7 +355,8 @@ impl<A: CallApp> Shard<A> {
                 self.counts.deliveries_taken += 1;
                 let to = Endpoint { ip: deliver.ip, port: deliver.port.get() };
                 let (slot, bytes) = (Slot(deliver.slot.get()), payload.to_vec());
-                self.delivering.taken.push(Taken { lane, slot, ack, local, to, bytes });
+                let previous = deliver.previous.get();
+                self.delivering.taken.push(Taken { lane, slot, ack, previous, local, to, bytes });
             }
         }
     }

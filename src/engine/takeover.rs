@@ -14,7 +14,7 @@ use crate::proto::member::Member;
 use crate::proto::owner::follower::FrameSink;
 use crate::proto::owner::recovery::{Recovery, Verdict};
 use crate::proto::owner::{Owner, OwnerConfig};
-use crate::types::{Nanos, NodeId, Now, Position, Slot, Term};
+use crate::types::{LocalId, Nanos, NodeId, Now, Position, Slot, Term};
 use crate::wire::frame::{self, ALL_SLOTS, Frame};
 use crate::wire::record::EntryKind;
 use std::sync::Arc;
@@ -37,6 +37,12 @@ impl<A: CallApp> Shard<A> {
             return;
         }
         let old = std::mem::replace(&mut self.map, map);
+        let address = |map: &ClusterMap, local: LocalId| {
+            let at = map.endpoints.get(usize::from(local.endpoint))?;
+            map.addresses.get(usize::from(*at)).copied()
+        };
+        let moved = |local| address(&old, local) != address(&self.map, local);
+        self.counts.deliveries_refused += self.delivering.drop_taken(moved) as u64;
         // A map differs from the one before in a few groups; only lives and addresses concern them all.
         let all = old.nodes != self.map.nodes || old.addresses != self.map.addresses || old.version == 0;
         let pairs = old.groups.iter().zip(&self.map.groups);

@@ -78,15 +78,20 @@ impl Outgoing {
         more as usize
     }
 
+    /// Drops the replies that wait for a service endpoint: its address has another term now, in which others may have
+    /// sent them, and newer ones.
+    pub fn forget(&mut self, local: LocalId) {
+        let socket = self.clients.get_mut(usize::from(local.endpoint)).and_then(Option::as_mut);
+        let dropped = socket.map_or(0, ClientSocket::clear) as u64;
+        self.tally.client_sent -= dropped;
+        self.tally.dropped.client_address_lost += dropped;
+    }
+
     /// Gives up a service endpoint that this node holds no more; replies that wait for it are dropped.
     pub fn close(&mut self, local: LocalId) {
+        self.forget(local);
         let socket = self.clients.get_mut(usize::from(local.endpoint)).and_then(Option::take);
-        if let Some(mut socket) = socket {
-            let dropped = socket.clear() as u64;
-            self.tally.client_sent -= dropped;
-            self.tally.dropped.client_address_lost += dropped;
-            self.closed_drops += socket.kernel_drops();
-        }
+        self.closed_drops += socket.map_or(0, |socket| socket.kernel_drops());
     }
 
     /// Notes that the port of `peer` was reported closed.
@@ -195,6 +200,22 @@ mod tests {
         assert_eq!(outgoing.send(|| true), 2);
         let dropped = &outgoing.tally.dropped;
         assert_eq!((outgoing.tally.client_sent, dropped.client_address_lost), (1, 2));
+    }
+
+    #[test]
+    fn replies_of_an_earlier_term_are_dropped_and_newer_ones_go() {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = Endpoint::from(client.local_addr().unwrap());
+        let mut outgoing = outgoing(vec![bind(0)], Vec::new());
+        outgoing.client(Slot(0), LocalId::endpoint(0), to, b"old");
+        assert_eq!(outgoing.send(|| false), 0);
+        outgoing.forget(LocalId::endpoint(0));
+        outgoing.forget(LocalId::endpoint(9));
+        outgoing.client(Slot(0), LocalId::endpoint(0), to, b"newer");
+        assert_eq!(outgoing.send(|| true), 2);
+        assert_eq!(client.recv(&mut [0; 9]).unwrap(), 5);
+        let dropped = &outgoing.tally.dropped;
+        assert_eq!((outgoing.tally.client_sent, dropped.client_address_lost), (1, 1));
     }
 
     #[test]

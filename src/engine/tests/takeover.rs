@@ -264,3 +264,31 @@ fn keepers_hear_once_that_their_master_or_owner_is_another() {
     assert_eq!(Some(cluster.replies.len() as u64), mastered_by_2, "{:?}", cluster.replies);
     assert!(cluster.replies.iter().all(|reply| reply == b"\x02moved"), "a keeper is a call like any other");
 }
+
+#[test]
+fn replies_taken_for_an_address_that_was_elsewhere_in_between_are_passed_on_again() {
+    let mut cluster = Cluster::of(&shape(3, 3, 2), |_| {});
+    let without = cluster.now;
+    cluster.shards[1].on_lease(without, without.mono);
+    // Of slots of the first address, which have to leave by the second.
+    for call in [0, 2, 2, 4] {
+        cluster.send_to(1, &packet(1, &[call])).unwrap();
+    }
+    cluster.settle();
+    assert_eq!((cluster.replies.len(), cluster.shards[1].stats().deliveries_taken), (0, 4));
+    let mut map = map_of(&cluster, 2);
+    for owner in [3, 2] {
+        map.version += 1;
+        let term = Term(map.addresses[1].term.0 + 1);
+        map.addresses[1] =
+            crate::proto::map::MapAddress { owner: NodeId(owner), boot: Boot(owner.into()), term };
+        cluster.shards[1].on_map(without, Arc::new(map.clone()));
+    }
+    cluster.shards[1].on_lease(without, Nanos::MAX);
+    let mut sent = super::Sent::default();
+    cluster.shards[1].flush(without, &mut sent);
+    assert!(sent.client.is_empty(), "node 3 may have sent these, and newer ones");
+    cluster.agree(&map);
+    cluster.pass(Nanos::from_millis(20));
+    assert_eq!(counts(&cluster, 0), [(0, 1), (2, 1), (2, 2), (4, 1)], "their owner heard of no other holder");
+}

@@ -65,7 +65,8 @@ impl<C: ShardCore> ShardLoop<C> {
         let is_news = news.is_some();
         if let Some(map) = news {
             self.core.on_map(now, map.clone());
-            self.held.map = Some(map);
+            let before = self.held.map.replace(map);
+            self.forget_old_terms(before.as_deref());
             self.plan(now.mono);
         }
         if !is_news && self.held.due.iter().all(|(_, at)| *at > now.mono) {
@@ -87,6 +88,17 @@ impl<C: ShardCore> ShardLoop<C> {
             self.parts.cells.shards[usize::from(self.parts.shard)].set_followed(self.held.seen);
         }
         Ok(())
+    }
+
+    /// What waits for an address that was another's in between, or still is, must not leave behind what that one sent.
+    fn forget_old_terms(&mut self, before: Option<&ClusterMap>) {
+        let (Some(before), Some(map)) = (before, self.held.map.clone()) else { return };
+        for local in (0..self.parts.endpoints.len() as u16).map(LocalId::endpoint) {
+            let address = map.endpoints.get(usize::from(local.endpoint)).map(|at| usize::from(*at));
+            if address.is_some_and(|at| before.addresses.get(at) != map.addresses.get(at)) {
+                self.parts.outgoing.forget(local);
+            }
+        }
     }
 
     /// Puts down what is to be opened and closed.

@@ -348,3 +348,22 @@ fn a_lease_that_is_given_up_within_a_turn_holds_back_what_that_turn_has_written(
     assert_eq!(client.recv(&mut [0; 8]).unwrap(), 3);
     node.stop();
 }
+
+#[test]
+fn replies_that_waited_while_the_address_was_elsewhere_do_not_leave_when_it_is_back() {
+    let endpoint = free();
+    let node = Node::start(1, endpoint, None, vec![fake(0)]);
+    node.hold(1, 1, Nanos::MAX);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
+    node.cells.set_lease(sys_time::mono(), Nanos(1));
+    client.send_to(b"a!", endpoint).unwrap();
+    assert!(client.recv(&mut [0; 8]).is_err());
+    // Another's, and back, sooner than the socket is closed.
+    node.hold(2, 2, Nanos(1));
+    node.hold(3, 1, Nanos::MAX);
+    assert!(client.recv(&mut [0; 8]).is_err(), "the other has answered that");
+    client.send_to(b"a?!", endpoint).unwrap();
+    assert_eq!(client.recv(&mut [0; 8]).unwrap(), 4);
+    assert_eq!(node.stop()[0]["io"]["dropped"]["client_address_lost"], 1);
+}
