@@ -10,6 +10,7 @@
 //! map has its new life, and that is another map.
 
 mod report;
+mod stuck;
 
 use std::sync::Arc;
 
@@ -301,11 +302,12 @@ impl Council {
             || peer.joined && silence.is_some_and(|silence| silence >= self.config.dead_after)
     }
 
-    /// Owners that are silent get no lease any more under this map.
+    /// Owners that are silent, or stuck, get no lease any more under this map.
     fn promise(&mut self, turn: &mut Turn<'_>) {
         if self.voter.is_none() {
             return;
         }
+        let stuck = self.stuck(turn);
         for (at, peer) in turn.peers.iter_mut().enumerate() {
             let owner = self.map.addresses.iter().find(|a| a.owner == peer.node).map(|a| a.boot);
             let Some(boot) = owner else { continue };
@@ -323,7 +325,8 @@ impl Council {
             let since = &mut peer.delegate.lapsed_since;
             *since = without.then(|| since.unwrap_or(turn.now));
             let lapsed = since.is_some_and(|since| turn.now.since(since).0 >= self.config.dead_after.0 * 4);
-            if unheard || self.is_silent(peer, turn.silence[at]) || lapsed {
+            let is_stuck = stuck.contains(peer.node);
+            if unheard || self.is_silent(peer, turn.silence[at]) || lapsed || is_stuck {
                 let node = peer.node;
                 self.promised.retain(|(n, _)| *n != node);
                 self.promised.push((node, self.map.version));
@@ -345,7 +348,7 @@ impl Council {
     }
 
     /// Nodes against which a valid promise can be told.
-    fn promises(&self, now: Nanos, peers: &[Peer]) -> NodeSet {
+    pub(super) fn promises(&self, now: Nanos, peers: &[Peer]) -> NodeSet {
         let mut set = NodeSet::EMPTY;
         let valid = |p: &&Peer| self.has_promised(p.node, self.map.version) && self.grant_is_over(now, p);
         peers.iter().filter(valid).for_each(|p| set.insert(p.node));

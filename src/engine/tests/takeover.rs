@@ -103,6 +103,9 @@ fn packets_wait_while_the_seal_is_not_complete() {
     (0..16u8).for_each(|call| cluster.send_to(2, &packet(0, &[call])).unwrap());
     cluster.pass(Nanos::from_millis(50));
     assert_eq!((cluster.replies.len(), cluster.shards[1].stats().slots_recovering), (16, 16));
+    assert_eq!(cluster.shards[1].report().blocked.0, 0, "it may only be slow");
+    cluster.pass(Nanos::from_millis(300));
+    assert_eq!(cluster.shards[1].report().blocked.0, 0xffff, "others might know more");
     cluster.cut.remove(NodeId(3));
     cluster.shards[2].on_map(cluster.now, Arc::new(map));
     for shard in &mut cluster.shards {

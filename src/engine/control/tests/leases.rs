@@ -205,3 +205,27 @@ fn a_node_that_drains_goes_on_when_nobody_is_left_to_go_on_for_it() {
     assert_eq!(watch(&mut rig, 300), [1]);
     assert!(!rig.control(1).has_left());
 }
+
+#[test]
+fn an_owner_that_is_cut_off_from_members_who_could_commit_gives_way() {
+    for (unreached, gives_way) in [(0b1100_u64, true), (0b100, false)] {
+        let mut rig = formed();
+        let mut voter = rig.controls[1].take().expect("node 2");
+        let (mut now, mut after) = (rig.now(), None);
+        for ms in 0..700 {
+            now.mono = now.mono + Nanos::from_millis(1);
+            for (node, blocked, unreachable) in [(1, 1_u64, unreached), (3, 0, 0)] {
+                voter.on_life(now, NodeId(node), Boot(10));
+                let peer = voter.peers.iter_mut().find(|peer| peer.node == NodeId(node)).expect("a peer");
+                let (report, _, at) = peer.delegate.report.as_mut().expect("its report");
+                (report.blocked, report.unreachable) = (blocked.into(), unreachable.into());
+                *at = now.mono;
+            }
+            voter.on_turn(now);
+            let promises = voter.council.promises(now.mono, &voter.peers);
+            after = after.or(promises.contains(NodeId(1)).then_some(ms));
+        }
+        assert_eq!(after.is_some(), gives_way, "node 1 does not reach {unreached:b}");
+        assert!(after.is_none_or(|ms| (500..520).contains(&ms)), "EVICT_AFTER: {after:?} ms");
+    }
+}
