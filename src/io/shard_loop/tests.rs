@@ -341,7 +341,7 @@ fn a_lease_that_is_given_up_within_a_turn_holds_back_what_that_turn_has_written(
     gives_up.set(node.cells.clone()).unwrap();
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    client.send_to(b"a!", endpoint).unwrap();
+    client.send_to(b"b!", endpoint).unwrap();
     assert!(client.recv(&mut [0; 8]).is_err());
     assert_eq!(node.cells.lease_until(), Nanos::ZERO, "it was heard");
     node.cells.set_lease(sys_time::mono(), Nanos::MAX);
@@ -357,13 +357,13 @@ fn replies_that_waited_while_the_address_was_elsewhere_do_not_leave_when_it_is_b
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
     node.cells.set_lease(sys_time::mono(), Nanos(1));
-    client.send_to(b"a!", endpoint).unwrap();
+    client.send_to(b"b!", endpoint).unwrap();
     assert!(client.recv(&mut [0; 8]).is_err());
     // Another's, and back, sooner than the socket is closed.
     node.hold(2, 2, Nanos(1));
     node.hold(3, 1, Nanos::MAX);
     assert!(client.recv(&mut [0; 8]).is_err(), "the other has answered that");
-    client.send_to(b"a?!", endpoint).unwrap();
+    client.send_to(b"b?!", endpoint).unwrap();
     assert_eq!(client.recv(&mut [0; 8]).unwrap(), 4);
     assert_eq!(node.stop()[0]["io"]["dropped"]["client_address_lost"], 1);
 }
