@@ -295,3 +295,30 @@ fn replies_taken_for_an_address_that_was_elsewhere_in_between_are_passed_on_agai
     cluster.pass(Nanos::from_millis(20));
     assert_eq!(counts(&cluster, 0), [(0, 1), (2, 1), (2, 2), (4, 1)], "their owner heard of no other holder");
 }
+
+#[test]
+fn an_owner_with_a_bad_clock_moves_the_time_of_its_own_slots_alone() {
+    let mut cluster = Cluster::of(&shape(3, 3, 2), |_| {});
+    let hour = Nanos::from_secs(3_600);
+    let bad = crate::types::Now { wall: cluster.now.wall + hour, ..cluster.now };
+    cluster.shards[0].clock = Some(crate::proto::clock::LogicalClock::new(bad));
+    // Slots 0 and 4 are the first node's, slot 1 is the second's.
+    cluster.send_to(1, &packet(0, &[0])).unwrap();
+    cluster.send_to(1, &packet(0, &[super::TIMER])).unwrap();
+    cluster.send_to(2, &packet(1, &[1])).unwrap();
+    cluster.settle();
+    cut(&mut cluster, 1);
+    let map = moved(&map_of(&cluster, 2), 2);
+    cluster.agree(&map);
+    cluster.send_to(2, &packet(0, &[0])).unwrap();
+    cluster.send_to(2, &packet(1, &[1])).unwrap();
+    cluster.settle();
+    let time = |slot: usize| {
+        cluster.shards[1].slots[slot].seat.as_ref().map_or(Nanos::ZERO, |seat| seat.log.last_time())
+    };
+    assert!(time(0) >= cluster.now.wall + hour, "its time never goes back");
+    assert!(time(1) <= cluster.now.wall + Nanos::from_secs(1), "{:?}", time(1));
+    assert!(!cluster.replies.contains(&b"fired".to_vec()));
+    cluster.pass(Nanos::from_millis(520));
+    assert!(cluster.replies.contains(&b"fired".to_vec()), "and goes on at the same pace");
+}
