@@ -298,6 +298,12 @@ impl Control {
         self.council.lease_until()
     }
 
+    /// Until when nobody else can hold what this node owns, even if it releases no more because it leaves; a time that
+    /// has passed: it is late with its lease.
+    pub fn held_until(&self) -> Nanos {
+        self.council.held_until()
+    }
+
     /// Wants to leave: hands over what this node holds.
     ///
     /// # Errors

@@ -9,6 +9,9 @@ use crate::types::{Nanos, NodeId, Now};
 const LOOK_EVERY: Nanos = Nanos::from_millis(5);
 const LOOK_AT_REST: Nanos = Nanos::from_millis(100);
 
+/// A recovery that takes this many times as long as a commit may take will not end without others.
+const SLOW_RECOVERY: u64 = 20;
+
 /// How things stand at one shard, under one map version. Reports of all shards of a node are put together: a group is
 /// in sync, or confirmed, if it is on every shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,7 +23,7 @@ pub struct ShardReport {
     /// Groups whose past member sets are needed no more for this shard's slots of the addresses this node owns:
     /// everything recovered or released is held by a commit set of the present members.
     pub confirmed: GroupSet,
-    /// Groups in which a slot owned here has waited for a commit for TANDEM_DEAD_AFTER.
+    /// Groups in which a slot owned here has waited for a commit for TANDEM_DEAD_AFTER, or much longer for its recovery.
     pub blocked: GroupSet,
     /// Members that the owner here has given up, by group: they must be dropped and brought in again.
     pub lost: Vec<(NodeId, GroupSet)>,
@@ -41,6 +44,8 @@ pub(super) struct Standing {
     look_at: Nanos,
     /// Since when the past members of a group have been needed although the map knows better ones.
     unconfirmed_since: Option<(u32, Nanos)>,
+    /// Since when slots here have been recovered.
+    recovering_since: Option<Nanos>,
 }
 
 impl Standing {
@@ -71,6 +76,7 @@ impl<A: CallApp> Shard<A> {
         }
         let mut report = self.make_report(now);
         self.note_unconfirmed(now, &mut report);
+        self.note_recovering(now, &mut report);
         let groups = &self.map.groups;
         let unsettled = groups.iter().any(|g| !g.past.is_empty() || !g.learners.is_empty());
         let trouble =
@@ -108,6 +114,18 @@ impl<A: CallApp> Shard<A> {
         if now.mono.since(since) >= self.config.blocked_after {
             report.blocked.0 |= stuck.0;
         }
+    }
+
+    /// Slots whose log is not found wait as those do that cannot commit.
+    fn note_recovering(&mut self, now: Now, report: &mut ShardReport) {
+        let since = &mut self.standing.recovering_since;
+        *since = (report.recovering > 0).then(|| since.unwrap_or(now.mono));
+        let limit = Nanos(self.config.blocked_after.0.saturating_mul(SLOW_RECOVERY));
+        if since.is_none_or(|since| now.mono.since(since) < limit) {
+            return;
+        }
+        let recovering = self.slots.iter().enumerate().filter(|(_, slot)| slot.recovery.is_some());
+        recovering.for_each(|(at, _)| report.blocked.insert(self.map.group_of(self.slot_at(at))));
     }
 
     fn make_report(&self, now: Now) -> ShardReport {

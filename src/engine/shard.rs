@@ -95,6 +95,8 @@ pub(super) struct SlotState<A: CallApp> {
     /// Clients' packets that wait for that.
     pub(super) waiting: VecDeque<Waiting>,
     pub(super) seat: Option<Seat<A>>,
+    /// How far its logical time is ahead of this shard's clock, because an owner's before was.
+    pub(super) ahead: Nanos,
     /// When its entry in the timer heap fires; others of this slot are stale.
     pub(super) scheduled: Nanos,
     /// It waits in the queue of slots whose members are to be told.
@@ -109,6 +111,7 @@ impl<A: CallApp> SlotState<A> {
             recovery: None,
             waiting: VecDeque::new(),
             seat: None,
+            ahead: Nanos::ZERO,
             scheduled: Nanos::MAX,
             telling: false,
             releasing: false,
@@ -287,6 +290,7 @@ impl<A: CallApp> Shard<A> {
 
     pub(super) fn append(&mut self, now: Now, index: usize, kind: EntryKind<'_>) -> Result<(), ()> {
         let time = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
+        let time = time + self.slots[index].ahead;
         let before = self.retained;
         let appended = self.changing(index, |owner, _, _| {
             owner.append(now.mono, Entry { time, term: Term(0), kind }).is_ok()

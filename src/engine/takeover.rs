@@ -319,7 +319,7 @@ impl<A: CallApp> Shard<A> {
             Some(heard) => LogicalClock::resume(heard.wall, heard),
             None => LogicalClock::new(now),
         });
-        clock.advance(survived.last_time, now);
+        self.slots[index].ahead = clock.advance(survived.last_time, now);
         let rules = OwnerConfig {
             commit: self.map.commit.into(),
             window: self.config.window,

@@ -17,7 +17,7 @@ impl<A: CallApp> Shard<A> {
         let Some(owner) = &self.slots[index].owner else { return Nanos::MAX };
         let tick = owner.tick_due();
         let tick = match &self.clock {
-            Some(clock) if tick < Nanos::MAX => clock.when(tick),
+            Some(clock) if tick < Nanos::MAX => clock.when(tick.since(self.slots[index].ahead)),
             _ => Nanos::MAX,
         };
         owner.next_timeout(&self.rtts, self.answers.timeout()).min(tick)
@@ -104,6 +104,7 @@ impl<A: CallApp> Shard<A> {
 
     fn slot_timeout(&mut self, now: Now, index: usize) {
         let logical = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
+        let logical = logical + self.slots[index].ahead;
         let hedge_after = self.answers.timeout();
         self.changing(index, |owner, rtts, counts| {
             let (hedges, probes) = owner.on_timeout(now.mono, rtts, hedge_after);

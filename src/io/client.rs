@@ -110,6 +110,7 @@ impl ClientSocket {
 
     /// Drops what is queued; returns how many replies that were.
     pub fn clear(&mut self) -> usize {
+        self.blocked = false;
         self.out.clear()
     }
 

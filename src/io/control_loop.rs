@@ -74,6 +74,9 @@ pub trait ControlCore {
     fn map(&self) -> &Arc<ClusterMap>;
     /// Until when this node may release replies (monotonic); zero: no lease.
     fn lease_until(&self) -> Nanos;
+    /// Until when nobody else can hold what it owns, whether it may release or not (monotonic); a time that has passed:
+    /// its lease is late.
+    fn held_until(&self) -> Nanos;
     /// What is agreed follows what was heard: once a turn, before [`ControlCore::take_votes`].
     fn on_turn(&mut self, now: Now);
     /// What must be durable before anything more is sent, if it has changed.
@@ -448,7 +451,7 @@ impl<C: ControlCore> ControlLoop<C> {
         let (map, lease_until) = (self.core.map(), self.core.lease_until());
         self.cells.set_map(map);
         self.cells.set_lease(now.mono, lease_until);
-        self.holding.follow(now.mono, map, lease_until);
+        self.holding.follow(now.mono, map, self.core.held_until());
     }
 
     /// While a question waits for shards, the loop looks again at every beat.

@@ -87,6 +87,10 @@ impl ControlCore for Control {
         self.lease_until()
     }
 
+    fn held_until(&self) -> Nanos {
+        self.held_until()
+    }
+
     fn on_report(&mut self, shard: u16, report: ShardReport) {
         self.on_report(shard, report);
     }

@@ -203,6 +203,22 @@ mod tests {
     }
 
     #[test]
+    fn replies_of_an_earlier_term_are_dropped_and_newer_ones_go() {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = Endpoint::from(client.local_addr().unwrap());
+        let mut outgoing = outgoing(vec![bind(0)], Vec::new());
+        outgoing.client(Slot(0), LocalId::endpoint(0), to, b"old");
+        assert_eq!(outgoing.send(|| false), 0);
+        outgoing.drop_waiting(LocalId::endpoint(0));
+        outgoing.drop_waiting(LocalId::endpoint(9));
+        outgoing.client(Slot(0), LocalId::endpoint(0), to, b"newer");
+        assert_eq!(outgoing.send(|| true), 2);
+        assert_eq!(client.recv(&mut [0; 9]).unwrap(), 5);
+        let dropped = &outgoing.tally.dropped;
+        assert_eq!((outgoing.tally.client_sent, dropped.client_address_lost), (1, 1));
+    }
+
+    #[test]
     fn nothing_goes_to_a_node_whose_life_is_not_known() {
         let address = || UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let link = Link::connect(address(), address(), BUFFERS).unwrap().0;

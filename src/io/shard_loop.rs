@@ -275,9 +275,12 @@ impl<C: ShardCore> ShardLoop<C> {
             self.core.on_timeout(now);
         }
         self.core.flush(now, &mut self.parts.outgoing);
-        let core = &self.core;
-        // Between the beginning of the turn and now a lease may have run out.
-        let gone = self.parts.outgoing.send(|| core.may_release(sys_time::mono()));
+        let (core, cells) = (&self.core, &self.parts.cells);
+        // Between the beginning of the turn and now a lease may have run out, or have been given up.
+        let gone = self.parts.outgoing.send(|| {
+            let now = sys_time::mono();
+            core.may_release(now) && cells.lease_until() > now
+        });
         if gone > 0 {
             self.core.on_sent(now, gone);
         }

@@ -29,11 +29,17 @@ impl LogicalClock {
         LogicalClock { logical: last, mono: now.mono }
     }
 
-    /// Logical time is at least `time` now: an entry says so.
-    pub fn advance(&mut self, time: Nanos, now: Now) {
-        if self.read(now) < time {
+    /// An entry of a slot says that it is `time` already: so it is, unless that is further away than MAX_SKEW. Returns by
+    /// how much only that slot is ahead: its last owner's mistake must not become that of all others.
+    pub fn advance(&mut self, time: Nanos, now: Now) -> Nanos {
+        let ahead = time.since(self.read(now));
+        if ahead > MAX_SKEW {
+            return ahead;
+        }
+        if ahead > Nanos::ZERO {
             *self = LogicalClock::resume(time, now);
         }
+        Nanos::ZERO
     }
 
     /// Logical time, in ns since 1970; never less than it said before.
@@ -89,6 +95,17 @@ mod tests {
             clock.read(now(at, 1_000_100 + at));
         }
         assert_eq!(clock.read(now(at, 1_000_100 + at)), Nanos::from_millis(1_000_100 + at));
+    }
+
+    #[test]
+    fn it_follows_an_entry_that_is_a_little_ahead_and_none_that_is_far_ahead() {
+        let mut clock = LogicalClock::new(now(0, 1_000));
+        assert_eq!(clock.advance(Nanos::from_millis(900), now(0, 1_000)), Nanos::ZERO);
+        assert_eq!(clock.advance(Nanos::from_millis(3_000), now(0, 1_000)), Nanos::ZERO);
+        assert_eq!(clock.read(now(0, 1_000)), Nanos::from_millis(3_000));
+        let hour = Nanos::from_secs(3_600);
+        assert_eq!(clock.advance(Nanos::from_millis(3_000) + hour, now(0, 1_000)), hour);
+        assert_eq!(clock.read(now(0, 1_000)), Nanos::from_millis(3_000));
     }
 
     #[test]

@@ -4,21 +4,24 @@
 //! from the time at which it had sent the beat that is echoed. An owner may release while a majority of the voters has
 //! done so within LEASE.
 //!
-//! **Promises.** A voter that has not heard an owner for DEAD_AFTER, or whose owner says that it has no lease, grants it
-//! nothing any more under the present map. It says so once its last grant has run out; a majority of such promises lets
+//! **Promises.** A voter that has not heard an owner for DEAD_AFTER, or for long no report of it that says it has a lease,
+//! grants it nothing any more under the present map. It says so once its last grant has run out; a majority of such promises lets
 //! the leader move the owner's addresses. A promise lives in memory: a voter that has restarted grants nothing until the
 //! map has its new life, and that is another map.
+
+mod report;
+mod stuck;
 
 use std::sync::Arc;
 
 use super::Peer;
 use super::delegate::Failover;
 use crate::engine::ShardReport;
-use crate::proto::map::{ClusterMap, GroupSet, MapShape, NodeState};
-use crate::proto::steward::{Change, NodeReport, NodeView, Steward, StewardConfig, drain_refused};
+use crate::proto::map::{ClusterMap, MapNode, MapShape, NodeState};
+use crate::proto::steward::{Change, NodeView, Steward, StewardConfig, drain_refused};
 use crate::proto::voter::{Voter, VoterCounters, VoterError};
 use crate::types::{Boot, Nanos, NodeId, NodeSet};
-use crate::wire::council::{self, DRAIN_DONE, DRAINING, GRANTS, LEASE_OK, LostMember, Report};
+use crate::wire::council::{DRAINING, LEASE_OK, LostMember, Report};
 
 /// Clocks of two machines run at rates that differ by less than this part.
 const DRIFT_PER_CENT: u64 = 2;
@@ -28,7 +31,8 @@ const MAP_AGAIN_AFTER: Nanos = Nanos::from_millis(3);
 const MEET_WITHIN: Nanos = Nanos::from_secs(1);
 /// How old a report may be.
 const REPORT_AGE: Nanos = Nanos::from_millis(200);
-/// How long an owner that drains waits, after it has stopped releasing, for the members to hear what is on the wire.
+/// How long an owner that drains waits at least, after it has stopped releasing, for the members to hear what is on the
+/// wire.
 const DRAIN_PAUSE: Nanos = Nanos::from_millis(5);
 /// Failovers remembered for status.
 const MOST_FAILOVERS: usize = 16;
@@ -81,7 +85,9 @@ pub(super) struct Council {
     pub(super) exited: Vec<(NodeId, Boot)>,
     reports: Vec<ShardReport>,
     lease_until: Nanos,
+    held_until: Nanos,
     pub(super) draining: bool,
+    /// From when on nothing leaves here any more, for an owner that drains.
     stopped_at: Option<Nanos>,
     lost: Vec<LostMember>,
     /// Since when a promise holds back an owner that is there, and how often that was mended.
@@ -139,6 +145,7 @@ impl Council {
             exited: Vec::new(),
             reports: vec![ShardReport::default(); usize::from(shards)],
             lease_until: Nanos::ZERO,
+            held_until: Nanos::ZERO,
             draining: false,
             stopped_at: None,
             lost: Vec::new(),
@@ -162,6 +169,10 @@ impl Council {
 
     pub(super) fn lease_until(&self) -> Nanos {
         self.lease_until
+    }
+
+    pub(super) fn held_until(&self) -> Nanos {
+        self.held_until
     }
 
     pub(super) fn is_voter(&self) -> bool {
@@ -292,26 +303,31 @@ impl Council {
             || peer.joined && silence.is_some_and(|silence| silence >= self.config.dead_after)
     }
 
-    /// Owners that are silent get no lease any more under this map.
+    /// Owners that are silent, or stuck, get no lease any more under this map.
     fn promise(&mut self, turn: &mut Turn<'_>) {
         if self.voter.is_none() {
             return;
         }
+        let stuck = self.stuck(turn);
         for (at, peer) in turn.peers.iter_mut().enumerate() {
             let owner = self.map.addresses.iter().find(|a| a.owner == peer.node).map(|a| a.boot);
             let Some(boot) = owner else { continue };
             // A life that was never heard here has been silent for as long as this node has lived.
             let other = peer.boot.is_none_or(|b| b != boot);
             let unheard = other && turn.now.since(self.started) >= MEET_WITHIN.max(self.config.dead_after);
-            let says_so = peer.delegate.report.as_ref().is_some_and(|(report, _, at)| {
-                report.map.get() == self.map.version
-                    && report.flags.get() & LEASE_OK == 0
-                    && turn.now.since(*at) < self.config.dead_after
-            });
+            let without = match &peer.delegate.report {
+                Some((report, _, at)) => {
+                    let says_so = report.map.get() == self.map.version && report.flags.get() & LEASE_OK == 0;
+                    // Its shards may be heard while its control, which alone renews the lease, stands still.
+                    says_so || turn.now.since(*at) >= self.config.dead_after
+                }
+                None => peer.joined,
+            };
             let since = &mut peer.delegate.lapsed_since;
-            *since = says_so.then(|| since.unwrap_or(turn.now));
+            *since = without.then(|| since.unwrap_or(turn.now));
             let lapsed = since.is_some_and(|since| turn.now.since(since).0 >= self.config.dead_after.0 * 4);
-            if unheard || self.is_silent(turn.now, peer, turn.silence[at]) || lapsed {
+            let is_stuck = stuck.contains(peer.node);
+            if unheard || self.is_silent(turn.now, peer, turn.silence[at]) || lapsed || is_stuck {
                 let node = peer.node;
                 self.promised.retain(|(n, _)| *n != node);
                 self.promised.push((node, self.map.version));
@@ -333,7 +349,7 @@ impl Council {
     }
 
     /// Nodes against which a valid promise can be told.
-    fn promises(&self, now: Nanos, peers: &[Peer]) -> NodeSet {
+    pub(super) fn promises(&self, now: Nanos, peers: &[Peer]) -> NodeSet {
         let mut set = NodeSet::EMPTY;
         let valid = |p: &&Peer| self.has_promised(p.node, self.map.version) && self.grant_is_over(now, p);
         peers.iter().filter(valid).for_each(|p| set.insert(p.node));
@@ -351,22 +367,43 @@ impl Council {
         self.map.is_live(self.me, self.boot) && self.owns(peer.node, boot) && current && !promised
     }
 
-    /// Until when this node may release.
+    /// Until when this node may release, and until when nobody else can hold its addresses: that is the same, but while
+    /// it waits for others to go on. A time that has passed stays: by it those are told apart whose lease is late.
     fn renew(&mut self, turn: &Turn<'_>) {
-        self.lease_until = Nanos::ZERO;
-        let draining = self.map.node(self.me).is_some_and(|n| n.state == NodeState::Draining);
+        let before = std::mem::take(&mut self.lease_until);
+        self.held_until = Nanos::ZERO;
         if !self.owns(self.me, self.boot) {
             self.stopped_at = None;
             return;
         }
+        self.held_until = self.proven_until(turn);
         // An owner that leaves releases nothing more once the cluster knows: others go on with it.
-        if draining && self.draining {
-            self.stopped_at.get_or_insert(turn.now);
-            return;
+        let draining = self.map.node(self.me).is_some_and(|n| n.state == NodeState::Draining);
+        if draining && self.draining && self.has_heir(turn) {
+            // A worker that stands still may yet go by the lease it was last told of.
+            self.stopped_at.get_or_insert((turn.now + DRAIN_PAUSE).max(before));
+        } else {
+            self.stopped_at = None;
+            self.lease_until = self.held_until;
         }
+    }
+
+    /// Whether somebody can go on with what this node owns. Once this node may have said that it has stopped, only the map
+    /// can take that back: a map in which nobody else lives follows from none that has moved the address.
+    fn has_heir(&self, turn: &Turn<'_>) -> bool {
+        let told = self.stopped_at.is_some_and(|at| turn.now >= at);
+        let heard = |node: NodeId| {
+            let mut peers = turn.peers.iter().zip(turn.silence);
+            peers.any(|(p, silence)| p.node == node && p.joined && !self.is_silent(turn.now, p, *silence))
+        };
+        let heir = |n: &MapNode| n.id != self.me && !n.witness && n.state == NodeState::Live;
+        self.map.nodes.iter().any(|n| heir(n) && (told || heard(n.id)))
+    }
+
+    /// Until when a majority of the voters has renewed the lease.
+    fn proven_until(&self, turn: &Turn<'_>) -> Nanos {
         if turn.peers.is_empty() {
-            self.lease_until = Nanos::MAX;
-            return;
+            return Nanos::MAX;
         }
         let mut times: Vec<Nanos> = Vec::new();
         for voter in &self.config.voters {
@@ -380,10 +417,7 @@ impl Council {
         times.sort_unstable_by(|a, b| b.cmp(a));
         let majority = self.config.voters.len() / 2;
         let proof = times.get(majority).copied().filter(|proof| *proof > Nanos::ZERO);
-        self.lease_until = proof.map_or(Nanos::ZERO, |proof| proof + self.config.lease);
-        if self.lease_until <= turn.now {
-            self.lease_until = Nanos::ZERO;
-        }
+        proof.map_or(Nanos::ZERO, |proof| proof + self.config.lease)
     }
 
     /// As the leader: the next map.
@@ -434,7 +468,7 @@ impl Council {
     }
 
     /// What the leader knows of every node.
-    fn views(&self, turn: &Turn<'_>) -> Vec<NodeView> {
+    pub(super) fn views(&self, turn: &Turn<'_>) -> Vec<NodeView> {
         let mine = self.report(turn.now, turn.suspects, self.silent(turn), NodeSet::EMPTY, None);
         let votes = |node: NodeId, of: fn(&Report) -> u64, own: NodeSet| {
             let heard = turn.peers.iter().filter(|p| self.config.voters.contains(&p.node) && p.joined);
@@ -472,7 +506,9 @@ impl Council {
                 }
                 let at = turn.peers.iter().position(|p| p.node == node);
                 let peer = at.map(|at| &turn.peers[at]).filter(|p| p.joined);
-                let silence = at.and_then(|at| turn.silence[at]).unwrap_or(Nanos::MAX);
+                // Whom this life of it has never heard was silent in this life only, as far as it can tell.
+                let silence = at.and_then(|at| turn.silence[at]);
+                let silence = silence.unwrap_or(turn.now.since(self.started));
                 let report = peer.and_then(|p| p.delegate.report.as_ref());
                 NodeView {
                     node,
@@ -490,19 +526,6 @@ impl Council {
             .collect()
     }
 
-    fn node_report(&self, report: &Report, lost: &[LostMember]) -> NodeReport {
-        NodeReport {
-            map: report.map.get(),
-            synced: GroupSet(report.synced.get()),
-            confirmed: GroupSet(report.confirmed.get()),
-            blocked: GroupSet(report.blocked.get()),
-            lost: lost.iter().map(|l| (NodeId(l.node.get()), GroupSet(l.groups.get()))).collect(),
-            unreachable: NodeSet(report.unreachable.get()),
-            drain_done: report.flags.get() & DRAIN_DONE != 0,
-            app_level: report.app_level.get(),
-        }
-    }
-
     fn silent(&self, turn: &Turn<'_>) -> NodeSet {
         let mut silent = NodeSet::EMPTY;
         for (peer, silence) in turn.peers.iter().zip(turn.silence) {
@@ -511,66 +534,6 @@ impl Council {
             }
         }
         silent
-    }
-
-    /// What this node reports; `to`: the peer the datagram is for.
-    fn report(
-        &self,
-        now: Nanos,
-        suspects: NodeSet,
-        silent: NodeSet,
-        promised: NodeSet,
-        to: Option<&Peer>,
-    ) -> Report {
-        let current = self.reports.iter().all(|r| r.map == self.map.version) && self.map.version > 0;
-        let all = |of: fn(&ShardReport) -> GroupSet| {
-            let both = |a: u64, r: &ShardReport| a & of(r).0;
-            if current { self.reports.iter().fold(u64::MAX, both) } else { 0 }
-        };
-        let stopped = self.stopped_at.is_some_and(|at| now.since(at) >= DRAIN_PAUSE);
-        let mut flags = 0;
-        flags |= if to.is_some_and(|peer| self.grants(peer)) { GRANTS } else { 0 };
-        flags |= if self.draining { DRAINING } else { 0 };
-        flags |= if stopped { DRAIN_DONE } else { 0 };
-        flags |= if self.lease_until > now || stopped { LEASE_OK } else { 0 };
-        Report {
-            map: self.map.version.into(),
-            flags: flags.into(),
-            app_level: APP_LEVEL.into(),
-            birth: self.config.birth.into(),
-            synced: all(|r| r.synced).into(),
-            confirmed: all(|r| r.confirmed).into(),
-            blocked: self.reports.iter().fold(0, |any, r| any | r.blocked.0).into(),
-            unreachable: suspects.0.into(),
-            silent: silent.0.into(),
-            promised: promised.0.into(),
-            lost: 0.into(),
-        }
-    }
-
-    /// Writes this node's report for a peer behind its beat, and the map if the peer's is older.
-    pub(super) fn write(&mut self, turn: &mut Turn<'_>, at: usize, out: &mut Vec<u8>) {
-        self.lost.clear();
-        for (node, groups) in self.reports.iter().filter(|r| r.map == self.map.version).flat_map(|r| &r.lost)
-        {
-            match self.lost.iter_mut().find(|l| l.node.get() == node.0) {
-                Some(known) => known.groups = (known.groups.get() | groups.0).into(),
-                None => self.lost.push(LostMember { node: node.0.into(), groups: groups.0.into() }),
-            }
-        }
-        let (silent, promised) = (self.silent(turn), self.promises(turn.now, turn.peers));
-        let report = self.report(turn.now, turn.suspects, silent, promised, Some(&turn.peers[at]));
-        council::write_report(out, &report, &self.lost);
-        let peer = &mut turn.peers[at];
-        if report.flags.get() & GRANTS != 0 {
-            peer.delegate.grant(peer.heard_sequence());
-        }
-        let known = peer.delegate.report.as_ref().map(|(report, _, _)| report.map.get());
-        let older = peer.joined && known.is_some_and(|known| known < self.map.version);
-        if older && turn.now.since(peer.delegate.map_sent) >= MAP_AGAIN_AFTER {
-            peer.delegate.map_sent = turn.now;
-            council::write_map(out, &self.map_bytes);
-        }
     }
 
     /// Whether something was proposed that is not decided.

@@ -33,6 +33,8 @@ pub(super) struct Delegate {
     granted_at: Option<Nanos>,
     /// Since when it has owned something and said that it has no lease.
     pub(super) lapsed_since: Option<Nanos>,
+    /// Since when it has owned slots that it cannot commit and others could.
+    pub(super) stuck_since: Option<Nanos>,
     /// When it was last sent a map.
     pub(super) map_sent: Nanos,
 }

@@ -103,6 +103,9 @@ fn packets_wait_while_the_seal_is_not_complete() {
     (0..16u8).for_each(|call| cluster.send_to(2, &packet(0, &[call])).unwrap());
     cluster.pass(Nanos::from_millis(50));
     assert_eq!((cluster.replies.len(), cluster.shards[1].stats().slots_recovering), (16, 16));
+    assert_eq!(cluster.shards[1].report().blocked.0, 0, "it may only be slow");
+    cluster.pass(Nanos::from_millis(300));
+    assert_eq!(cluster.shards[1].report().blocked.0, 0xffff, "others might know more");
     cluster.cut.remove(NodeId(3));
     cluster.shards[2].on_map(cluster.now, Arc::new(map));
     for shard in &mut cluster.shards {
@@ -263,4 +266,59 @@ fn keepers_hear_once_that_their_master_or_owner_is_another() {
     assert!(mastered_by_2 > Some(0));
     assert_eq!(Some(cluster.replies.len() as u64), mastered_by_2, "{:?}", cluster.replies);
     assert!(cluster.replies.iter().all(|reply| reply == b"\x02moved"), "a keeper is a call like any other");
+}
+
+#[test]
+fn replies_taken_for_an_address_that_was_elsewhere_in_between_are_passed_on_again() {
+    let mut cluster = Cluster::of(&shape(3, 3, 2), |_| {});
+    let without = cluster.now;
+    cluster.shards[1].on_lease(without, without.mono);
+    // Of slots of the first address, which have to leave by the second.
+    for call in [0, 2, 2, 4] {
+        cluster.send_to(1, &packet(1, &[call])).unwrap();
+    }
+    cluster.settle();
+    assert_eq!((cluster.replies.len(), cluster.shards[1].stats().deliveries_taken), (0, 4));
+    let mut map = map_of(&cluster, 2);
+    for owner in [3, 2] {
+        map.version += 1;
+        let term = Term(map.addresses[1].term.0 + 1);
+        map.addresses[1] =
+            crate::proto::map::MapAddress { owner: NodeId(owner), boot: Boot(owner.into()), term };
+        cluster.shards[1].on_map(without, Arc::new(map.clone()));
+    }
+    cluster.shards[1].on_lease(without, Nanos::MAX);
+    let mut sent = super::Sent::default();
+    cluster.shards[1].flush(without, &mut sent);
+    assert!(sent.client.is_empty(), "node 3 may have sent these, and newer ones");
+    cluster.agree(&map);
+    cluster.pass(Nanos::from_millis(20));
+    assert_eq!(counts(&cluster, 0), [(0, 1), (2, 1), (2, 2), (4, 1)], "their owner heard of no other holder");
+}
+
+#[test]
+fn an_owner_with_a_bad_clock_moves_the_time_of_its_own_slots_alone() {
+    let mut cluster = Cluster::of(&shape(3, 3, 2), |_| {});
+    let hour = Nanos::from_secs(3_600);
+    let bad = crate::types::Now { wall: cluster.now.wall + hour, ..cluster.now };
+    cluster.shards[0].clock = Some(crate::proto::clock::LogicalClock::new(bad));
+    // Slots 0 and 4 are the first node's, slot 1 is the second's.
+    cluster.send_to(1, &packet(0, &[0])).unwrap();
+    cluster.send_to(1, &packet(0, &[super::TIMER])).unwrap();
+    cluster.send_to(2, &packet(1, &[1])).unwrap();
+    cluster.settle();
+    cut(&mut cluster, 1);
+    let map = moved(&map_of(&cluster, 2), 2);
+    cluster.agree(&map);
+    cluster.send_to(2, &packet(0, &[0])).unwrap();
+    cluster.send_to(2, &packet(1, &[1])).unwrap();
+    cluster.settle();
+    let time = |slot: usize| {
+        cluster.shards[1].slots[slot].seat.as_ref().map_or(Nanos::ZERO, |seat| seat.log.last_time())
+    };
+    assert!(time(0) >= cluster.now.wall + hour, "its time never goes back");
+    assert!(time(1) <= cluster.now.wall + Nanos::from_secs(1), "{:?}", time(1));
+    assert!(!cluster.replies.contains(&b"fired".to_vec()));
+    cluster.pass(Nanos::from_millis(520));
+    assert!(cluster.replies.contains(&b"fired".to_vec()), "and goes on at the same pace");
 }

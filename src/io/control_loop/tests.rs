@@ -65,6 +65,9 @@ impl ControlCore for Fake {
     fn lease_until(&self) -> Nanos {
         self.lease
     }
+    fn held_until(&self) -> Nanos {
+        self.lease
+    }
     fn on_turn(&mut self, _now: Now) {}
 
     fn take_votes(&mut self) -> Option<Vec<u8>> {

@@ -9,6 +9,7 @@ use crate::wire::seal::{ClusterKey, Sealer};
 use crossbeam::channel;
 use mio::Waker;
 use std::net::UdpSocket;
+use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
 
 const SLOTS: u16 = 4;
@@ -28,6 +29,8 @@ struct Fake {
     suspects: NodeSet,
     report: ShardReport,
     lease: Nanos,
+    /// Once set, its lease is given up by the time it has written its next replies.
+    gives_up: Arc<OnceLock<Arc<NodeCells>>>,
 }
 
 impl ShardCore for Fake {
@@ -66,7 +69,10 @@ impl ShardCore for Fake {
         self.timeouts += 1;
         self.deadline = now.mono + Nanos::from_millis(2);
     }
-    fn flush(&mut self, _now: Now, outbox: &mut impl Outbox) {
+    fn flush(&mut self, now: Now, outbox: &mut impl Outbox) {
+        if let Some(cells) = self.gives_up.get().filter(|_| !self.replies.is_empty()) {
+            cells.set_lease(now.mono, Nanos::ZERO);
+        }
         for (to, local, bytes) in self.replies.drain(..) {
             outbox.client(Slot(0), local, to, &bytes);
         }
@@ -106,6 +112,7 @@ fn fake(shard: u16) -> Fake {
         suspects: NodeSet::EMPTY,
         report: ShardReport::default(),
         lease: Nanos::ZERO,
+        gives_up: Arc::default(),
     }
 }
 
@@ -322,4 +329,41 @@ fn endpoints_are_bound_and_closed_as_the_map_and_the_lease_have_it() {
     for report in node.stop() {
         assert_eq!(report["engine"]["map"], 3);
     }
+}
+
+#[test]
+fn a_lease_that_is_given_up_within_a_turn_holds_back_what_that_turn_has_written() {
+    let endpoint = free();
+    let core = fake(0);
+    let gives_up = core.gives_up.clone();
+    let node = Node::start(1, endpoint, None, vec![core]);
+    node.hold(1, 1, Nanos::MAX);
+    gives_up.set(node.cells.clone()).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    client.send_to(b"b!", endpoint).unwrap();
+    assert!(client.recv(&mut [0; 8]).is_err());
+    assert_eq!(node.cells.lease_until(), Nanos::ZERO, "it was heard");
+    node.cells.set_lease(sys_time::mono(), Nanos::MAX);
+    assert_eq!(client.recv(&mut [0; 8]).unwrap(), 3);
+    node.stop();
+}
+
+#[test]
+fn replies_that_waited_while_the_address_was_elsewhere_do_not_leave_when_it_is_back() {
+    let endpoint = free();
+    let node = Node::start(1, endpoint, None, vec![fake(0)]);
+    node.hold(1, 1, Nanos::MAX);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
+    node.cells.set_lease(sys_time::mono(), Nanos(1));
+    client.send_to(b"b!", endpoint).unwrap();
+    assert!(client.recv(&mut [0; 8]).is_err());
+    // Another's, and back, sooner than the socket is closed.
+    node.hold(2, 2, Nanos(1));
+    node.hold(3, 1, Nanos::MAX);
+    assert!(client.recv(&mut [0; 8]).is_err(), "the other has answered that");
+    client.send_to(b"b?!", endpoint).unwrap();
+    assert_eq!(client.recv(&mut [0; 8]).unwrap(), 4);
+    assert_eq!(node.stop()[0]["io"]["dropped"]["client_address_lost"], 1);
 }

@@ -198,7 +198,9 @@ impl Owner {
     pub fn in_step(&self, local: usize) -> Option<NodeSet> {
         let remote = || self.followers.iter().filter(|f| f.lane != local && f.eligible());
         let sent = remote().next()?.sent;
-        let alike = |f: &Follower| f.sent == sent && f.started && !f.probe && !f.emit && !f.reset;
+        // What a learner was outpaced by is not kept: it begins anew.
+        let kept = sent.next().0 >= self.log.first();
+        let alike = |f: &Follower| kept && f.sent == sent && f.started && !f.probe && !f.emit && !f.reset;
         let mut set = NodeSet::EMPTY;
         remote().for_each(|f| set.insert(f.node));
         (sent < self.tail() && remote().count() > 1 && remote().all(alike)).then_some(set)

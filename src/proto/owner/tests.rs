@@ -41,10 +41,14 @@ fn group(members: &[u16], learners: &[u16]) -> Group {
 }
 
 fn owner(window: u64) -> Owner {
+    owner_of(window, &group(&[1, 2], &[3]))
+}
+
+fn owner_of(window: u64, group: &Group) -> Owner {
     let safeguards = Safeguards::default();
     let config = OwnerConfig { commit: 2, window, tell_after: Nanos::from_millis(1), address: 0, safeguards };
     let lane = |node: NodeId| usize::from(node.0);
-    let mut owner = Owner::new(Slot(0), Term(1), config, Survived::default(), &group(&[1, 2], &[3]), lane);
+    let mut owner = Owner::new(Slot(0), Term(1), config, Survived::default(), group, lane);
     for id in 1..=3 {
         let sealed = frame::Sealed {
             term: 1.into(),
@@ -125,4 +129,24 @@ fn a_learner_that_was_not_waited_for_begins_anew_or_counts_for_nothing() {
     promoted.on_group(&group(&[1, 2, 3], &[]), |node| usize::from(node.0));
     assert_eq!(promoted.lost().collect::<Vec<_>>(), [NodeId(3)]);
     assert_eq!(written(&mut promoted, 3).segments, []);
+}
+
+#[test]
+fn learners_that_were_outpaced_together_are_not_sent_what_is_gone() {
+    let mut owner = owner_of(4, &group(&[1], &[2, 3]));
+    append(&mut owner);
+    (1..=3).for_each(|id| drop(written(&mut owner, id)));
+    (1..=3).for_each(|id| ack(&mut owner, id, 1));
+    (2..=3).for_each(|id| owner.on_trust(NodeId(id), None));
+    for position in 2..=8 {
+        append(&mut owner);
+        drop(written(&mut owner, 1));
+        ack(&mut owner, 1, position);
+    }
+    (2..=3).for_each(|id| owner.on_trust(NodeId(id), Some(Boot(1))));
+    assert!(owner.log.first() > 2 && owner.followers()[1].sent == owner.followers()[2].sent, "{owner:?}");
+    assert_eq!(owner.in_step(1), None);
+    for id in 2..=3 {
+        assert_eq!(written(&mut owner, id).starts, [(8, frame::START_LEARN)]);
+    }
 }

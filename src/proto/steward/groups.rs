@@ -332,7 +332,12 @@ fn why_dropped(
     if blocked && silent {
         return Some("nobody can commit without it, and it is silent");
     }
-    let cut = |r: &super::NodeReport| NodeSet::contains(r.unreachable, member.node);
+    // Only if it is the only one: else the owner is the one that is cut off, and its address moves.
+    let unreached = |r: &super::NodeReport| {
+        let members = draft.next.groups[at].members.iter();
+        members.filter(|m| NodeSet::contains(r.unreachable, m.node)).count()
+    };
+    let cut = |r: &super::NodeReport| NodeSet::contains(r.unreachable, member.node) && unreached(r) == 1;
     let mut owners = draft.map.addresses.iter().filter_map(|a| draft.report(a.owner));
     if blocked && long && owners.any(cut) {
         return Some("its owner has not reached it for TANDEM_EVICT_AFTER");

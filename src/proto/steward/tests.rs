@@ -2,7 +2,7 @@
 
 use super::{Change, NodeReport, NodeView, Steward, StewardConfig};
 use crate::proto::map::{ClusterMap, GroupSet, MAX_MEMBERS, MAX_PAST, MapNode, MapShape, NodeState};
-use crate::types::{Boot, HostId, Nanos, NodeId};
+use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet};
 use proptest::prelude::*;
 
 fn shape(hosts: &[u16], replicas: usize) -> MapShape {
@@ -338,4 +338,37 @@ fn a_node_that_the_cluster_has_grown_by_is_taken_in() {
     assert!(site.map.fits(&lists_three), "nodes that do not list it yet follow the map all the same");
     site.map.nodes.swap(0, 1);
     assert!(!site.map.fits(&lists_three));
+}
+
+#[test]
+fn an_owner_that_reaches_nobody_drops_nobody_and_one_that_misses_one_member_does() {
+    for (unreachable, dropped) in [(0b1100, 0), (0b1000, 64)] {
+        let mut site = Site::new(&[1, 2, 3], 3);
+        site.settle();
+        let mut changes = Vec::new();
+        for _ in 0..3 {
+            site.now = site.now + Nanos::from_secs(6);
+            for view in &mut site.views {
+                let (map, owns) = (site.map.version, view.node == site.map.addresses[0].owner);
+                let all = GroupSet::ALL;
+                let report = match owns {
+                    true => NodeReport {
+                        map,
+                        blocked: all,
+                        unreachable: NodeSet(unreachable),
+                        ..Default::default()
+                    },
+                    false => NodeReport { map, ..Default::default() },
+                };
+                view.report = Some(report);
+            }
+            if let Some((next, news)) = site.steward.next(site.now, &site.map, &site.views) {
+                site.map = next;
+                changes.extend(news);
+            }
+        }
+        let count =
+            changes.iter().map(|c| if let Change::Dropped(_, n, _) = c { *n } else { 0 }).sum::<usize>();
+        assert_eq!(count, dropped, "{unreachable:b}: {changes:?}");
+    }
 }

@@ -144,7 +144,7 @@ fn a_node_whose_life_the_map_has_ended_is_fenced() {
 }
 
 #[test]
-fn a_drained_owner_hands_over_without_waiting_for_its_lease_and_leaves() {
+fn a_drained_owner_hands_over_soon_and_leaves() {
     let mut rig = formed();
     watch(&mut rig, 20);
     rig.settled_reports = true;
