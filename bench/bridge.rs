@@ -96,7 +96,7 @@ impl Bridged {
         script(
             "ip",
             &["-batch", "-"],
-            "link add name tandem0 type bridge\nlink set tandem0 up\naddr add 10.77.0.254/24 dev tandem0\n",
+            "link add name tandem0 address 02:77:00:00:00:fe type bridge\nlink set tandem0 up\naddr add 10.77.0.254/24 dev tandem0\n",
         )?;
         let chain = "add table bridge tandem\nadd chain bridge tandem cut { type filter hook forward priority 0; }\n\
             add chain bridge tandem heard { type filter hook input priority 0; }\n\
