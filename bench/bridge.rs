@@ -201,8 +201,9 @@ impl Bridged {
             self.nodes.iter().position(|n| n.id == node).with_context(|| format!("there is no {node}"))?;
         self.nodes[at].child.wait()?;
         let start = Instant::now();
-        let cable = format!("/sys/class/net/port{}", node.0);
-        while std::path::Path::new(&cable).exists() {
+        // What is under /sys/class/net is another namespace's.
+        let cable = format!("port{}", node.0);
+        while run("ip", &["link", "show", "dev", &cable]).is_ok() {
             ensure!(start.elapsed() < READY_WITHIN, "the cable of {node} is still there");
             std::thread::sleep(Duration::from_millis(5));
         }
