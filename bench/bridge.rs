@@ -96,7 +96,7 @@ impl Bridged {
         script(
             "ip",
             &["-batch", "-"],
-            "link add name tandem0 type bridge\nlink set tandem0 up\naddr add 10.77.0.254/24 dev tandem0\n",
+            "link add name tandem0 address 02:77:00:00:00:fe type bridge\nlink set tandem0 up\naddr add 10.77.0.254/24 dev tandem0\n",
         )?;
         let chain = "add table bridge tandem\nadd chain bridge tandem cut { type filter hook forward priority 0; }\n\
             add chain bridge tandem heard { type filter hook input priority 0; }\n\
@@ -201,8 +201,9 @@ impl Bridged {
             self.nodes.iter().position(|n| n.id == node).with_context(|| format!("there is no {node}"))?;
         self.nodes[at].child.wait()?;
         let start = Instant::now();
-        let cable = format!("/sys/class/net/port{}", node.0);
-        while std::path::Path::new(&cable).exists() {
+        // What is under /sys/class/net is another namespace's.
+        let cable = format!("port{}", node.0);
+        while run("ip", &["link", "show", "dev", &cable]).is_ok() {
             ensure!(start.elapsed() < READY_WITHIN, "the cable of {node} is still there");
             std::thread::sleep(Duration::from_millis(5));
         }
