@@ -2,5 +2,7 @@
 
 mod calls;
 mod cancels;
+mod dialogs;
+mod endings;
 mod harness;
 mod targets;
