@@ -6,3 +6,4 @@ mod dialogs;
 mod endings;
 mod harness;
 mod targets;
+mod ways;
