@@ -2,5 +2,8 @@
 
 mod calls;
 mod cancels;
+mod dialogs;
+mod endings;
 mod harness;
 mod targets;
+mod ways;
