@@ -24,14 +24,13 @@ impl<'a> Address<'a> {
         if rest.first() == Some(&b'"') {
             rest = after_quoted(rest)?;
         }
-        let Some(open) = memchr::memchr(b'<', rest) else {
+        // A bracket behind a `;` is a parameter's.
+        let open = memchr::memchr2(b'<', b';', rest).filter(|at| rest[*at] == b'<');
+        let Some(open) = open else {
             // A quote starts a name, and a name wants brackets.
-            if rest.len() != value.len() {
-                return None;
-            }
             let end = memchr::memchr(b';', value).unwrap_or(value.len());
             let uri = value[..end].trim_ascii();
-            let one = !uri.is_empty() && !uri.iter().any(|b| b.is_ascii_whitespace() || *b == b'>');
+            let one = !uri.is_empty() && !uri.iter().any(|b| b.is_ascii_whitespace() || b"\">".contains(b));
             return one.then(|| Address { display: &[], uri, params: Params::of(&value[end..]) });
         };
         let open = offset(value, rest) + open;
@@ -51,5 +50,54 @@ impl<'a> Address<'a> {
     /// The tag of a From or To; empty tags are none.
     pub fn tag(&self) -> Option<&'a [u8]> {
         self.params.value(b"tag").filter(|tag| !tag.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(value: &str) -> Option<[String; 3]> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let address = Address::parse(value.as_bytes())?;
+        Some([text(address.display), text(address.uri), text(address.tag().unwrap_or_default())])
+    }
+
+    #[test]
+    fn names_uris_and_tags() {
+        for (value, expected) in [
+            ("sip:a@b;tag=1", ["", "sip:a@b", "1"]),
+            (" sip:a@b ;   tag    = 1", ["", "sip:a@b", "1"]),
+            ("<sip:a@b;tag=no>;x;tag=1;tag=2", ["", "sip:a@b;tag=no", "1"]),
+            ("caller<sip:c@d>;TAG=323", ["caller", "sip:c@d", "323"]),
+            (r#""A \" <x> , B" < sip:a@b >;tag=x"#, [r#""A \" <x> , B""#, "sip:a@b", "x"]),
+            ("Bell, Alexander <sip:a@b>", ["Bell, Alexander", "sip:a@b", ""]),
+            ("\"J\\\\\"\r\n  <sip:a>\r\n ;\r\n tag = 9", ["\"J\\\\\"", "sip:a", "9"]),
+            ("<http://x>;tag=", ["", "http://x", ""]),
+            ("sip:a@b;x=\"<y>\";tag=1", ["", "sip:a@b", "1"]),
+            ("*", ["", "*", ""]),
+        ] {
+            assert_eq!(parts(value), Some(expected.map(str::to_owned)), "{value}");
+        }
+        let wrong = [
+            "",
+            "<>",
+            "\"a <sip:b>",
+            "<sip:a",
+            "\"a\" sip:b",
+            "<sip:a> x",
+            "sip:a b",
+            ";tag=1",
+            "\"a\"",
+            "sip:a>",
+        ];
+        for value in wrong {
+            assert_eq!(parts(value), None, "{value}");
+        }
+        let address = Address::parse(b"\xe9 <sip:\xff@h>").expect("an address");
+        assert_eq!(
+            (address.display, address.uri().and_then(|uri| uri.user())),
+            (&b"\xe9"[..], Some(&b"\xff"[..]))
+        );
     }
 }

@@ -150,3 +150,98 @@ fn extensions(message: &Message<'_>, method: Method<'_>) -> Result<(), Refusal> 
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYE: &str = "BYE sip:b@x SIP/2.0\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK1\r\nFrom: <sip:a@x>;tag=1\r\n\
+        To: <sip:b@x>;tag=2\r\nCall-ID: 7@x\r\nCSeq: 4 BYE\r\nMax-Forwards: 70\r\n\r\n";
+
+    /// What `BYE` is judged with `from` replaced, and whether it is answered.
+    fn with(from: &str, to: &str) -> Result<(), (Reason, bool)> {
+        assert!(BYE.contains(from), "{from}");
+        match judge(BYE.replacen(from, to, 1).as_bytes()) {
+            Verdict::Pass(_) => Ok(()),
+            Verdict::Refuse(_, refusal) => Err((refusal.reason, true)),
+            Verdict::Drop(reason) => Err((reason, false)),
+        }
+    }
+
+    #[test]
+    fn each_rule_bites() {
+        for (from, to, reason, answered) in [
+            ("Via:", "X:", Reason::MissingVia, false),
+            ("From:", "X:", Reason::MissingFrom, false),
+            ("To:", "X:", Reason::MissingTo, false),
+            ("Call-ID:", "X:", Reason::MissingCallId, false),
+            ("CSeq:", "X:", Reason::MissingCSeq, false),
+            ("Max-", "i: 8\r\nMax-", Reason::Repeated, true),
+            ("Max-", "f: <sip:b>\r\nMax-", Reason::Repeated, true),
+            ("Max-", "max-forwards: 70\r\nMax-", Reason::Repeated, true),
+            ("z9hG4bK1", "z9hG4bK1,;", Reason::Via, true),
+            ("UDP h", "UDP", Reason::Via, false),
+            ("<sip:a@x>", "\"<sip:a@x>", Reason::From, true),
+            ("<sip:b@x>", "\"<sip:b@x>", Reason::To, true),
+            ("4 BYE", "4294967296 BYE", Reason::CSeq, true),
+            ("4 BYE", "4 INVITE", Reason::CSeqMethod, true),
+            ("4 BYE", "4 bye", Reason::CSeqMethod, true),
+            ("sip:b@x", "<sip:b@x>", Reason::Uri, true),
+            ("sip:b@x", "sip:b@x?Route=y", Reason::Uri, true),
+            ("Max-", "Route: <sip:a>, sip\r\nMax-", Reason::Route, true),
+            (": 70", ": 256", Reason::MaxForwards, true),
+            (": 70", ": -1", Reason::MaxForwards, true),
+            (": 70", ":", Reason::MaxForwards, true),
+            (": 70", ": 0", Reason::TooManyHops, true),
+            ("Max-", "Proxy-Require: x\r\nMax-", Reason::Extension, true),
+        ] {
+            assert_eq!(with(from, to), Err((reason, answered)), "{from} -> {to}");
+        }
+        for (from, to) in [
+            ("Max-Forwards: 70", "X: y"),
+            ("Max-", "Proxy-Require:\r\nMax-"),
+            ("Max-", "Date: never\r\nContact: ???\r\nExpires: -7\r\nMax-"),
+            (": 70", ": 0255"),
+            ("sip:b@x", "tel:1"),
+            (";tag=1", ""),
+        ] {
+            assert_eq!(with(from, to), Ok(()), "{from} -> {to}");
+        }
+        let vias = |n: usize| format!("{}Via:", "Via: SIP/2.0/UDP g\r\n".repeat(n - 1));
+        assert_eq!(with("Via:", &vias(MAX_VIAS)), Ok(()));
+        assert_eq!(with("Via:", &vias(MAX_VIAS + 1)), Err((Reason::TooManyVias, true)));
+    }
+
+    #[test]
+    fn ack_and_cancel_are_not_refused_for_extensions() {
+        for method in ["ACK", "CANCEL"] {
+            let text = BYE.replace("BYE", method).replace("Max-", "Proxy-Require: x\r\nMax-");
+            assert!(matches!(judge(text.as_bytes()), Verdict::Pass(_)), "{method}");
+        }
+    }
+
+    #[test]
+    fn responses_are_dropped_or_pass() {
+        let response =
+            |vias: &str| BYE.replace("BYE sip:b@x SIP/2.0", "SIP/2.0 200 OK").replace("UDP h", vias);
+        let drop = |text: &str| match judge(text.as_bytes()) {
+            Verdict::Drop(reason) => Some(reason),
+            Verdict::Pass(_) => None,
+            Verdict::Refuse(..) => panic!("responses are not answered"),
+        };
+        assert_eq!(drop(&response("UDP h")), None);
+        assert_eq!(drop(&response("UDP h, SIP/2.0/UDP 255.255.255.255")), Some(Reason::Broadcast));
+        assert_eq!(drop(&response("UDP h, SIP/2.0/UDP g;received=255.255.255.255")), Some(Reason::Broadcast));
+        assert_eq!(drop(&response("UDP h, SIP/2.0/UDP 255.255.255.255;received=192.0.2.1")), None);
+        assert_eq!(drop(&response("UDP h:x")), Some(Reason::Via));
+        assert_eq!(drop(&response("UDP h").replace("4 BYE", "x BYE")), Some(Reason::CSeq));
+    }
+
+    #[test]
+    fn schemes_that_can_be_routed() {
+        let code =
+            |text: &'static str| routable(&Uri::parse(text.as_bytes()).expect("a URI")).map_err(|r| r.code);
+        assert_eq!((code("sip:a"), code("SIPS:a"), code("tel:1")), (Ok(()), Ok(()), Ok(())));
+        assert_eq!(code("nobodyKnowsThisScheme:totallyopaquecontent"), Err(416));
+    }
+}

@@ -139,3 +139,51 @@ impl<'a> Replaces<'a> {
 pub fn has_option(value: &[u8], tag: &[u8]) -> bool {
     Values::of(value).any(|option| option.eq_ignore_ascii_case(tag))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cseq_and_rack() {
+        let invite = CSeq { number: 9, method: Method::Invite };
+        assert_eq!(CSeq::parse(b"0009\r\n  INVITE"), Some(invite));
+        assert_eq!(CSeq::parse(b"4294967295 x").map(|cseq| cseq.number), Some(u32::MAX));
+        for wrong in
+            ["", "1", "INVITE", "INVITE 1", "-1 INVITE", "4294967296 INVITE", "1 INVITE x", "1 IN@VITE"]
+        {
+            assert_eq!(CSeq::parse(wrong.as_bytes()), None, "{wrong}");
+        }
+        assert_eq!(RAck::parse(b" 776656\t9 INVITE "), Some(RAck { response: 776_656, cseq: invite }));
+        for wrong in ["", "1", "1 2", "1 INVITE", "x 1 INVITE"] {
+            assert_eq!(RAck::parse(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn delays() {
+        let delay = |text: &'static str| Delay::parse(text.as_bytes()).map(|d| (d.seconds, d.refresher()));
+        assert_eq!(delay("1800;refresher=UAC"), Some((1800, Some(Refresher::Uac))));
+        assert_eq!(delay("90 ; refresher = uas"), Some((90, Some(Refresher::Uas))));
+        assert_eq!(delay("18000 (in a meeting);duration=3600"), Some((18_000, None)));
+        assert_eq!(delay("1;refresher=me"), Some((1, None)));
+        assert_eq!(delay("949302838503028349304023988"), Some((u32::MAX, None)));
+        assert_eq!(delay("-1"), None);
+        assert_eq!(delay(""), None);
+        assert_eq!((number(b" 70 "), number(b"4294967296"), number(b"x")), (Some(70), None, None));
+    }
+
+    #[test]
+    fn content_type_replaces_and_options() {
+        let body = ContentType::parse(b"Multipart / Mixed;boundary=\"a;b\"").expect("a type");
+        assert!(body.is(b"multipart", b"mixed") && !body.is(b"application", b"sdp"));
+        assert_eq!(body.params.get(b"boundary").and_then(|p| p.unquoted()), Some(&b"a;b"[..]));
+        assert!(ContentType::parse(b"sdp").is_none() && ContentType::parse(b"a/").is_none());
+        let replaces =
+            Replaces::parse(b"425928@b.example;to-tag=7743;from-tag=6472;early-only").expect("all of it");
+        assert_eq!((replaces.call_id, replaces.to_tag), (&b"425928@b.example"[..], &b"7743"[..]));
+        assert!(replaces.from_tag == b"6472" && replaces.early_only);
+        assert_eq!(Replaces::parse(b"x;to-tag=1"), None);
+        assert!(has_option(b"timer, 100rel", b"100REL") && !has_option(b"timer", b"time"));
+    }
+}

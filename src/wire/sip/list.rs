@@ -12,8 +12,7 @@ fn find_separator(bytes: &[u8], separator: u8, brackets: bool) -> Option<usize> 
         at += if inside {
             memchr::memchr(b'>', &bytes[at..])?
         } else if brackets {
-            let quote_or_open = memchr3(separator, b'"', b'<', &bytes[at..])?;
-            quote_or_open
+            memchr3(separator, b'"', b'<', &bytes[at..])?
         } else {
             memchr::memchr2(separator, b'"', &bytes[at..])?
         };
@@ -118,5 +117,49 @@ impl<'a> Iterator for Params<'a> {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn items(value: &str) -> Vec<String> {
+        Values::of(value.as_bytes()).map(|item| String::from_utf8_lossy(item).into_owned()).collect()
+    }
+
+    #[test]
+    fn commas_in_quotes_and_brackets_do_not_count() {
+        assert_eq!(items("a, b ,c"), ["a", "b", "c"]);
+        assert_eq!(items(" ,, a,\r\n b,, "), ["a", "b"]);
+        assert_eq!(
+            items(r#""x, \", <y" <sip:a,b@c>;d, <sip:e,f>"#),
+            [r#""x, \", <y" <sip:a,b@c>;d"#, "<sip:e,f>"]
+        );
+        assert_eq!(items(r#"a, "never ends, b"#), ["a", r#""never ends, b"#]);
+        assert_eq!(items("a, <never ends, b"), ["a", "<never ends, b"]);
+        assert_eq!(items(r#"<a"b,c>, d"e""#), [r#"<a"b,c>"#, r#"d"e""#]);
+        assert_eq!(items(r#""\"#), [r#""\"#]);
+        assert!(items(" , ").is_empty());
+    }
+
+    #[test]
+    fn parameters_with_and_without_values() {
+        let params = Params::of(b" ; a = 1 ;;B;c=\"x;\\\"y\"; d = ;e=\"never ends;f=1");
+        let all: Vec<_> = params.map(|p| (p.name, p.value)).collect();
+        assert_eq!(
+            all,
+            [
+                (&b"a"[..], Some(&b"1"[..])),
+                (b"B", None),
+                (b"c", Some(b"\"x;\\\"y\"")),
+                (b"d", Some(b"")),
+                (b"e", Some(b"\"never ends;f=1")),
+            ]
+        );
+        assert_eq!(params.value(b"A"), Some(&b"1"[..]));
+        assert!(params.has(b"b") && params.value(b"b").is_none() && !params.has(b"f"));
+        assert_eq!(params.get(b"c").and_then(|p| p.unquoted()), Some(&b"x;\\\"y"[..]));
+        assert_eq!(params.get(b"a").and_then(|p| p.unquoted()), Some(&b"1"[..]));
     }
 }

@@ -251,7 +251,7 @@ impl<'a> Message<'a> {
         &self,
         name: HeaderName<'n>,
     ) -> impl Iterator<Item = Header<'a>> + Clone + use<'_, 'a, 'n> {
-        let name = HeaderName::of(name.text());
+        let name = if let HeaderName::Other(written) = name { HeaderName::of(written) } else { name };
         let code = name.code();
         let same = self.headers.iter().filter(move |span| span.name == code);
         same.map(|span| self.header(span)).filter(move |header| header.name == name)
@@ -329,6 +329,9 @@ fn start_line(line: &[u8]) -> Result<(Start<'_>, Option<Reason>), Reason> {
         if !is_version_2(first) {
             return Err(Reason::Version);
         }
+        if reason.contains(&b'\r') {
+            return Err(Reason::StartLine);
+        }
         return Ok((Start::Response { code, reason: reason.get(1..).unwrap_or_default() }, None));
     }
     let words = after.trim_ascii();
@@ -352,4 +355,122 @@ fn start_line(line: &[u8]) -> Result<(Start<'_>, Option<Reason>), Reason> {
 /// Without regard to case (RFC 3261 section 7.1).
 fn is_version_2(version: &[u8]) -> bool {
     version.eq_ignore_ascii_case(b"SIP/2.0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADS: &str = "Via: SIP/2.0/UDP h;branch=z9hG4bK1\r\nf: <sip:a@x>;tag=1\r\nt: <sip:b@x>\r\ni: 7@x\r\nCSeq: 4 INVITE\r\n";
+
+    fn reason(text: &str) -> Option<(Reason, bool)> {
+        Message::parse(text.as_bytes()).err().map(|bad| (bad.reason, bad.request.is_some()))
+    }
+
+    #[test]
+    fn a_request_is_taken_apart() {
+        let text = format!(
+            "\r\n\nINVITE sip:b@x SIP/2.0\r\n{HEADS}X-a:\r\n  one ,\r\n\ttwo \r\nx-A : three\nv:,SIP/2.0/TCP g\r\nl: 3\r\n\r\nabcdef"
+        );
+        let message = Message::parse(text.as_bytes()).expect("a message");
+        assert_eq!(message.start(), Start::Request { method: Method::Invite, uri: b"sip:b@x" });
+        assert!(message.bytes().starts_with(b"INVITE") && message.bytes().ends_with(b"\r\n\r\nabc"));
+        assert_eq!((message.body(), message.call_id()), (&b"abc"[..], Some(&b"7@x"[..])));
+        let other = HeaderName::Other(b"X-A");
+        assert!(message.values(other).eq([&b"one"[..], b"two", b"three"]));
+        let raw: Vec<_> = message.all(other).map(|header| header.raw).collect();
+        assert_eq!(raw, [&b"X-a:\r\n  one ,\r\n\ttwo \r\n"[..], b"x-A : three\n"]);
+        assert_eq!(message.first(other), Some(&b"one ,\r\n\ttwo"[..]));
+        assert_eq!(message.values(HeaderName::Via).count(), 2);
+        assert_eq!(message.via().and_then(|via| via.branch()), Some(&b"z9hG4bK1"[..]));
+        assert_eq!((message.cseq().map(|cseq| cseq.number), message.headers().count()), (Some(4), 9));
+        assert_eq!(
+            (message.from().and_then(|a| a.tag()), message.to().and_then(|a| a.tag())),
+            (Some(&b"1"[..]), None)
+        );
+        assert!(message.contact().is_none() && message.code().is_none() && message.is_answerable());
+        assert_eq!((message.method(), message.uri()), (Some(Method::Invite), Some(&b"sip:b@x"[..])));
+    }
+
+    #[test]
+    fn a_response_and_its_reason() {
+        for (line, code, reason) in [
+            ("SIP/2.0 100 ", 100, ""),
+            ("SIP/2.0 100", 100, ""),
+            ("sip/2.0 200 = 2**3 \u{43d}\u{43e} ", 200, "= 2**3 \u{43d}\u{43e} "),
+            ("SIP/2.0 699  x", 699, " x"),
+        ] {
+            let text = format!("{line}\r\n\r\n");
+            let message = Message::parse(text.as_bytes()).expect("a response");
+            assert_eq!(message.start(), Start::Response { code, reason: reason.as_bytes() });
+            assert!(!message.is_answerable() && message.code() == Some(code) && message.uri().is_none());
+        }
+        for line in [
+            "SIP/2.0 099 x",
+            "SIP/2.0 700 x",
+            "SIP/2.0 4294967301 x",
+            "SIP/2.0 2000",
+            "SIP/2.0 -20 x",
+            "SIP/2.0 ",
+        ] {
+            assert_eq!(reason(&format!("{line}\r\n\r\n")), Some((Reason::Status, false)), "{line}");
+        }
+        assert_eq!(reason("SIP/3.0 200 OK\r\n\r\n"), Some((Reason::Version, false)));
+        assert_eq!(reason("SIP/2.0 200 a\rb\r\n\r\n"), Some((Reason::StartLine, false)));
+    }
+
+    #[test]
+    fn what_is_no_message() {
+        for (text, expected) in [
+            ("", Reason::KeepAlive),
+            ("\r\n\r\n", Reason::KeepAlive),
+            ("\0\0\0\0", Reason::NotSip),
+            ("jaK", Reason::NotSip),
+            ("GET / HTTP/1.1\r\n\r\n", Reason::NotSip),
+            ("INVITE sip:a\r\n\r\n", Reason::NotSip),
+            ("OPTIONS SIP/2.0\r\n\r\n", Reason::NotSip),
+            ("INV@TE sip:a SIP/2.0\r\n\r\n", Reason::NotSip),
+        ] {
+            assert_eq!(reason(text), Some((expected, false)), "{text}");
+        }
+        let long = format!("OPTIONS sip:a SIP/2.0\r\n{HEADS}\r\n{}", "x".repeat(MAX_MESSAGE));
+        assert_eq!(reason(&long), Some((Reason::TooLong, false)));
+        let many = format!("OPTIONS sip:a SIP/2.0\r\n{HEADS}{}\r\n", "a: b\r\n".repeat(MAX_HEADERS));
+        assert_eq!(reason(&many), Some((Reason::TooManyHeaders, false)));
+        let most = format!("OPTIONS sip:a SIP/2.0\r\n{HEADS}{}\r\n", "a: b\r\n".repeat(MAX_HEADERS - 5));
+        assert_eq!(reason(&most), None);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_request() {
+        for (line, headers, expected) in [
+            ("INVITE  sip:a SIP/2.0", "\r\n", Reason::StartLine),
+            ("INVITE sip:a  SIP/2.0", "\r\n", Reason::StartLine),
+            ("INVITE sip:a SIP/2.0 ", "\r\n", Reason::StartLine),
+            ("INVITE sip:a; lr SIP/2.0", "\r\n", Reason::Uri),
+            ("INVITE sip:a SIP/7.0", "\r\n", Reason::Version),
+            ("INVITE sip:a SIP/2.0", "", Reason::NoEmptyLine),
+            ("INVITE sip:a SIP/2.0", "X: half", Reason::NoEmptyLine),
+            ("INVITE sip:a SIP/2.0", "no colon\r\n\r\n", Reason::HeaderLine),
+            ("INVITE sip:a SIP/2.0", ": no name\r\n\r\n", Reason::HeaderLine),
+            ("INVITE sip:a SIP/2.0", "X: a\rRoute: b\r\n\r\n", Reason::HeaderLine),
+            ("INVITE sip:a SIP/2.0", "l: 4\r\n\r\nabc", Reason::ContentLength),
+            ("INVITE sip:a SIP/2.0", "l: -1\r\n\r\nabc", Reason::ContentLength),
+            ("INVITE sip:a SIP/2.0", "l: 99999999999999999999\r\n\r\nabc", Reason::ContentLength),
+            ("INVITE sip:a SIP/2.0", "l:\r\n\r\nabc", Reason::ContentLength),
+            ("INVITE sip:a SIP/2.0", "l: 1\r\nl: 1\r\n\r\nabc", Reason::ContentLength),
+        ] {
+            let text = format!("{line}\r\n{HEADS}{headers}");
+            assert_eq!(reason(&text), Some((expected, true)), "{text}");
+            let bad = Message::parse(text.as_bytes()).expect_err("wrong");
+            let request = bad.request.as_ref().expect("can be answered");
+            assert!(request.body().is_empty() && bad.refusal().is_some_and(|r| r.code == expected.code()));
+            // Not without a way back, and never an ACK.
+            assert_eq!(reason(&text.replacen("h;branch", "h:h;branch", 1)), Some((expected, false)));
+            assert_eq!(reason(&text.replacen("i: 7@x", "i:", 1)), Some((expected, false)));
+            assert_eq!(reason(&text.replacen("INVITE", "ACK", 1)), Some((expected, false)));
+        }
+        let folded_start = format!("INVITE sip:a SIP/2.0\r\n : x\r\n{HEADS}\r\n");
+        assert_eq!(reason(&folded_start), Some((Reason::HeaderLine, true)));
+    }
 }

@@ -39,3 +39,6 @@ pub use rewrite::Rewrite;
 pub use scan::{Summary, summary};
 pub use uri::{Host, MAX_PARAMS, Scheme, Uri};
 pub use via::{MAX_VIAS, Via};
+
+#[cfg(test)]
+mod tests;

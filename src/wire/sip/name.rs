@@ -8,7 +8,7 @@ macro_rules! names {
         /// A header's name. Two names are equal if they mean the same header.
         #[derive(Copy, Clone, Debug)]
         pub enum HeaderName<'a> {
-            $(#[doc = concat!("`", $long, "`" $(, ", compact `", $compact, "`")?)] $variant,)*
+            $(#[doc = concat!("`", $long, "`" $(, ", compact ", stringify!($compact))?)] $variant,)*
             /// Any other, as written.
             Other(&'a [u8]),
         }
@@ -25,8 +25,8 @@ macro_rules! names {
                 let Some(lower) = lower.get_mut(..written.len()) else { return HeaderName::Other(written) };
                 lower.copy_from_slice(written);
                 lower.make_ascii_lowercase();
-                match std::str::from_utf8(lower) {
-                    $(Ok($lower $(| $compact)?) => HeaderName::$variant,)*
+                match &*lower {
+                    $($lower $(| $compact)? => HeaderName::$variant,)*
                     _ => HeaderName::Other(written),
                 }
             }
@@ -34,7 +34,7 @@ macro_rules! names {
             /// Whether these bytes are this name: quicker than [`HeaderName::of`] for one name.
             pub fn is(&self, written: &[u8]) -> bool {
                 match (written, self) {
-                    $($(([letter], HeaderName::$variant) => letter.eq_ignore_ascii_case(&$compact.as_bytes()[0]),)?)*
+                    $($(([letter], HeaderName::$variant) => letter.eq_ignore_ascii_case(&$compact[0]),)?)*
                     _ => written.eq_ignore_ascii_case(self.text()),
                 }
             }
@@ -62,69 +62,69 @@ macro_rules! names {
 }
 
 names! {
-    Accept "Accept" "accept",
-    AcceptContact "Accept-Contact" "accept-contact" "a",
-    AcceptEncoding "Accept-Encoding" "accept-encoding",
-    AcceptLanguage "Accept-Language" "accept-language",
-    AlertInfo "Alert-Info" "alert-info",
-    Allow "Allow" "allow",
-    AllowEvents "Allow-Events" "allow-events" "u",
-    AuthenticationInfo "Authentication-Info" "authentication-info",
-    Authorization "Authorization" "authorization",
-    CallId "Call-ID" "call-id" "i",
-    CallInfo "Call-Info" "call-info",
-    Contact "Contact" "contact" "m",
-    ContentDisposition "Content-Disposition" "content-disposition",
-    ContentEncoding "Content-Encoding" "content-encoding" "e",
-    ContentLanguage "Content-Language" "content-language",
-    ContentLength "Content-Length" "content-length" "l",
-    ContentType "Content-Type" "content-type" "c",
-    CSeq "CSeq" "cseq",
-    Date "Date" "date",
-    Event "Event" "event" "o",
-    Expires "Expires" "expires",
-    From "From" "from" "f",
-    Identity "Identity" "identity" "y",
-    InReplyTo "In-Reply-To" "in-reply-to",
-    MaxForwards "Max-Forwards" "max-forwards",
-    MimeVersion "MIME-Version" "mime-version",
-    MinExpires "Min-Expires" "min-expires",
-    MinSe "Min-SE" "min-se",
-    Organization "Organization" "organization",
-    PAssertedIdentity "P-Asserted-Identity" "p-asserted-identity",
-    PPreferredIdentity "P-Preferred-Identity" "p-preferred-identity",
-    Path "Path" "path",
-    Priority "Priority" "priority",
-    Privacy "Privacy" "privacy",
-    ProxyAuthenticate "Proxy-Authenticate" "proxy-authenticate",
-    ProxyAuthorization "Proxy-Authorization" "proxy-authorization",
-    ProxyRequire "Proxy-Require" "proxy-require",
-    RAck "RAck" "rack",
-    Reason "Reason" "reason",
-    RecordRoute "Record-Route" "record-route",
-    ReferTo "Refer-To" "refer-to" "r",
-    ReferredBy "Referred-By" "referred-by" "b",
-    RejectContact "Reject-Contact" "reject-contact" "j",
-    Replaces "Replaces" "replaces",
-    ReplyTo "Reply-To" "reply-to",
-    RequestDisposition "Request-Disposition" "request-disposition" "d",
-    Require "Require" "require",
-    RetryAfter "Retry-After" "retry-after",
-    Route "Route" "route",
-    RSeq "RSeq" "rseq",
-    Server "Server" "server",
-    ServiceRoute "Service-Route" "service-route",
-    SessionExpires "Session-Expires" "session-expires" "x",
-    Subject "Subject" "subject" "s",
-    SubscriptionState "Subscription-State" "subscription-state",
-    Supported "Supported" "supported" "k",
-    Timestamp "Timestamp" "timestamp",
-    To "To" "to" "t",
-    Unsupported "Unsupported" "unsupported",
-    UserAgent "User-Agent" "user-agent",
-    Via "Via" "via" "v",
-    Warning "Warning" "warning",
-    WwwAuthenticate "WWW-Authenticate" "www-authenticate",
+    Accept "Accept" b"accept",
+    AcceptContact "Accept-Contact" b"accept-contact" b"a",
+    AcceptEncoding "Accept-Encoding" b"accept-encoding",
+    AcceptLanguage "Accept-Language" b"accept-language",
+    AlertInfo "Alert-Info" b"alert-info",
+    Allow "Allow" b"allow",
+    AllowEvents "Allow-Events" b"allow-events" b"u",
+    AuthenticationInfo "Authentication-Info" b"authentication-info",
+    Authorization "Authorization" b"authorization",
+    CallId "Call-ID" b"call-id" b"i",
+    CallInfo "Call-Info" b"call-info",
+    Contact "Contact" b"contact" b"m",
+    ContentDisposition "Content-Disposition" b"content-disposition",
+    ContentEncoding "Content-Encoding" b"content-encoding" b"e",
+    ContentLanguage "Content-Language" b"content-language",
+    ContentLength "Content-Length" b"content-length" b"l",
+    ContentType "Content-Type" b"content-type" b"c",
+    CSeq "CSeq" b"cseq",
+    Date "Date" b"date",
+    Event "Event" b"event" b"o",
+    Expires "Expires" b"expires",
+    From "From" b"from" b"f",
+    Identity "Identity" b"identity" b"y",
+    InReplyTo "In-Reply-To" b"in-reply-to",
+    MaxForwards "Max-Forwards" b"max-forwards",
+    MimeVersion "MIME-Version" b"mime-version",
+    MinExpires "Min-Expires" b"min-expires",
+    MinSe "Min-SE" b"min-se",
+    Organization "Organization" b"organization",
+    PAssertedIdentity "P-Asserted-Identity" b"p-asserted-identity",
+    PPreferredIdentity "P-Preferred-Identity" b"p-preferred-identity",
+    Path "Path" b"path",
+    Priority "Priority" b"priority",
+    Privacy "Privacy" b"privacy",
+    ProxyAuthenticate "Proxy-Authenticate" b"proxy-authenticate",
+    ProxyAuthorization "Proxy-Authorization" b"proxy-authorization",
+    ProxyRequire "Proxy-Require" b"proxy-require",
+    RAck "RAck" b"rack",
+    Reason "Reason" b"reason",
+    RecordRoute "Record-Route" b"record-route",
+    ReferTo "Refer-To" b"refer-to" b"r",
+    ReferredBy "Referred-By" b"referred-by" b"b",
+    RejectContact "Reject-Contact" b"reject-contact" b"j",
+    Replaces "Replaces" b"replaces",
+    ReplyTo "Reply-To" b"reply-to",
+    RequestDisposition "Request-Disposition" b"request-disposition" b"d",
+    Require "Require" b"require",
+    RetryAfter "Retry-After" b"retry-after",
+    Route "Route" b"route",
+    RSeq "RSeq" b"rseq",
+    Server "Server" b"server",
+    ServiceRoute "Service-Route" b"service-route",
+    SessionExpires "Session-Expires" b"session-expires" b"x",
+    Subject "Subject" b"subject" b"s",
+    SubscriptionState "Subscription-State" b"subscription-state",
+    Supported "Supported" b"supported" b"k",
+    Timestamp "Timestamp" b"timestamp",
+    To "To" b"to" b"t",
+    Unsupported "Unsupported" b"unsupported",
+    UserAgent "User-Agent" b"user-agent",
+    Via "Via" b"via" b"v",
+    Warning "Warning" b"warning",
+    WwwAuthenticate "WWW-Authenticate" b"www-authenticate",
 }
 
 impl PartialEq for HeaderName<'_> {

@@ -94,6 +94,9 @@ impl<'m> Rewrite<'m> {
         match headers.next() {
             None => self.append(name, value),
             Some(first) => {
+                // What was removed is set again.
+                let start = offset(message.bytes(), first.raw);
+                self.edits.retain(|edit| (edit.from, edit.to) != (start, start + first.raw.len()));
                 self.replace(first.value, value);
                 headers.for_each(|header| self.replace(header.raw, b""));
                 self
@@ -241,4 +244,158 @@ fn whole(value: &[u8], name: &[u8], text: Option<&[u8]>) -> Range<usize> {
     let start = offset(value, name);
     let end = text.map_or(start + name.len(), |text| offset(value, text) + text.len());
     start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INVITE: &str = "INVITE sip:b@x SIP/2.0\r\nv : SIP/2.0/UDP ua:9;rport;branch=1 , SIP/2.0/TCP far\r\nX-1:\t a \r\n\
+        Via: SIP/2.0/UDP old\r\nRoute: <sip:p1;lr>,\r\n <sip:p2>\r\nMax-Forwards: 9\r\nm: <sip:a>\r\nContact:<sip:c>\r\nl: 3\r\n\r\nabc";
+
+    /// The message after some changes.
+    fn after(changes: impl for<'r, 'm> FnOnce(&'r mut Rewrite<'m>) -> &'r mut Rewrite<'m>) -> String {
+        let message = Message::parse(INVITE.as_bytes()).expect("a message");
+        let mut rewrite = Rewrite::new(&message);
+        String::from_utf8(changes(&mut rewrite).finish()).expect("text")
+    }
+
+    /// The message with some pieces replaced.
+    fn with(pieces: &[(&str, &str)]) -> String {
+        pieces.iter().fold(INVITE.to_owned(), |text, (old, new)| {
+            assert_eq!(text.matches(old).count(), 1, "{old}");
+            text.replace(old, new)
+        })
+    }
+
+    #[test]
+    fn nothing_changed_is_nothing_changed() {
+        assert_eq!(after(|r| r), INVITE);
+    }
+
+    #[test]
+    fn what_a_proxy_does_to_a_request() {
+        let forwarded = after(|r| {
+            r.seen_from("192.0.2.4:7777".parse().expect("an address"));
+            r.set_uri(b"sip:next")
+                .push_via(b"SIP/2.0/UDP me;branch=z9hG4bK2")
+                .push_record_route(b"<sip:me;lr>");
+            r.set(HeaderName::MaxForwards, b"8").pop_route().append(HeaderName::Other(b"X-2"), b"z");
+            r.set_body(b"longer body")
+        });
+        let expected = with(&[
+            ("INVITE sip:b@x", "INVITE sip:next"),
+            ("v : SIP", "Via: SIP/2.0/UDP me;branch=z9hG4bK2\r\nv : SIP"),
+            ("rport;branch=1 ", "rport=7777;branch=1;received=192.0.2.4 "),
+            ("old\r\n", "old\r\nRecord-Route: <sip:me;lr>\r\n"),
+            ("<sip:p1;lr>,\r\n <sip:p2>", "<sip:p2>"),
+            ("Max-Forwards: 9", "Max-Forwards: 8"),
+            ("l: 3\r\n\r\nabc", "l: 11\r\nX-2: z\r\n\r\nlonger body"),
+        ]);
+        assert_eq!(forwarded, expected);
+    }
+
+    #[test]
+    fn what_a_proxy_does_to_a_response() {
+        assert_eq!(after(|r| r.pop_via()), with(&[("SIP/2.0/UDP ua:9;rport;branch=1 , ", "")]));
+        let two = with(&[("v : SIP/2.0/UDP ua:9;rport;branch=1 , SIP/2.0/TCP far\r\n", "")]);
+        assert_eq!(after(|r| r.pop_via().pop_via()), two);
+        let three = two.replace("Via: SIP/2.0/UDP old\r\n", "");
+        assert_eq!(after(|r| r.pop_via().pop_via().pop_via()), three);
+        assert_eq!(after(|r| r.pop_via().pop_via().pop_via().pop_via()), three);
+        let swapped = with(&[("v : SIP/2.0/UDP ua:9;rport;branch=1 , SIP/2.0/TCP far", "Via: c\r\nVia: b")]);
+        assert_eq!(after(|r| r.pop_via().push_via(b"b").pop_via().push_via(b"c")), swapped);
+    }
+
+    #[test]
+    fn routes_are_pushed_and_popped() {
+        assert_eq!(
+            after(|r| r.push_route(b"<b>").push_route(b"<a>")),
+            with(&[("Route:", "Route: <a>\r\nRoute: <b>\r\nRoute:")])
+        );
+        assert_eq!(
+            after(|r| r.pop_route().pop_route()),
+            with(&[("Route: <sip:p1;lr>,\r\n <sip:p2>\r\n", "")])
+        );
+        assert_eq!(after(|r| r.pop_record_route()), INVITE);
+        let message = Message::parse(b"BYE sip:a SIP/2.0\r\nX: y\r\n\r\n").expect("a message");
+        let bare = Rewrite::new(&message).push_via(b"v").push_route(b"r").push_record_route(b"w").finish();
+        assert_eq!(bare, b"BYE sip:a SIP/2.0\r\nRecord-Route: w\r\nRoute: r\r\nVia: v\r\nX: y\r\n\r\n");
+    }
+
+    #[test]
+    fn headers_are_set_and_removed() {
+        fn set<'r, 'm>(r: &'r mut Rewrite<'m>) -> &'r mut Rewrite<'m> {
+            r.set(HeaderName::Contact, b"<sip:z>")
+        }
+        let one = with(&[("m: <sip:a>", "m: <sip:z>"), ("Contact:<sip:c>\r\n", "")]);
+        assert_eq!(after(set), one);
+        assert_eq!(after(|r| set(r.set(HeaderName::Contact, b"first"))), one);
+        assert_eq!(after(|r| set(r.remove(HeaderName::Contact))), one);
+        let none = with(&[("m: <sip:a>\r\n", ""), ("Contact:<sip:c>\r\n", "")]);
+        assert_eq!(after(|r| r.remove(HeaderName::Contact)), none);
+        assert_eq!(after(|r| r.set(HeaderName::Contact, b"x").remove(HeaderName::Contact)), none);
+        assert_eq!(after(|r| r.set(HeaderName::Event, b"e")), with(&[("l: 3\r\n", "l: 3\r\nEvent: e\r\n")]));
+        assert_eq!(after(|r| r.set(HeaderName::Other(b"x-1"), b"b")), with(&[("\t a ", "\t b ")]));
+        let two = after(|r| r.append(HeaderName::Event, b"1").append(HeaderName::Event, b"2"));
+        assert_eq!(two, with(&[("l: 3\r\n", "l: 3\r\nEvent: 1\r\nEvent: 2\r\n")]));
+    }
+
+    #[test]
+    fn texts_make_no_headers_of_their_own() {
+        let text = after(|r| r.append(HeaderName::Subject, b"a\r\nRoute: b\nc").set_uri(b"sip:a\r\nb"));
+        assert!(
+            text.starts_with("INVITE sip:a  b SIP/2.0\r\n")
+                && text.contains("\r\nSubject: a  Route: b c\r\n")
+        );
+        assert!(after(|r| r.set_body(b"v=0\r\n")).ends_with("\r\n\r\nv=0\r\n"));
+    }
+
+    #[test]
+    fn a_body_without_a_length_gets_one() {
+        let message = Message::parse(b"BYE sip:a SIP/2.0\r\nX: y\r\n\r\nabc").expect("a message");
+        assert_eq!(
+            Rewrite::new(&message).set_body(b"").finish(),
+            b"BYE sip:a SIP/2.0\r\nX: y\r\nContent-Length: 0\r\n\r\n"
+        );
+        let message = Message::parse(b"BYE sip:a SIP/2.0\r\n\r\n").expect("a message");
+        let longer = Rewrite::new(&message).set_body(b"ab").append(HeaderName::Event, b"e").finish();
+        assert_eq!(longer, b"BYE sip:a SIP/2.0\r\nContent-Length: 2\r\nEvent: e\r\n\r\nab");
+    }
+
+    #[test]
+    fn where_a_request_came_from() {
+        let seen = |via: &str, source: &str| {
+            let text = format!("BYE sip:a SIP/2.0\r\nVia: {via}\r\n\r\n");
+            let message = Message::parse(text.as_bytes()).expect("a message");
+            let out = Rewrite::new(&message).seen_from(source.parse().expect("an address")).finish();
+            let value = Message::parse(&out).expect("a message").first(HeaderName::Via).map(<[u8]>::to_vec);
+            String::from_utf8(value.expect("a Via")).expect("text")
+        };
+        for (via, source, expected) in [
+            ("SIP/2.0/UDP 192.0.2.1", "192.0.2.1:9", "SIP/2.0/UDP 192.0.2.1"),
+            ("SIP/2.0/UDP 192.0.2.1;x", "192.0.2.2:9", "SIP/2.0/UDP 192.0.2.1;x;received=192.0.2.2"),
+            (
+                "SIP/2.0/UDP 192.0.2.1;rport",
+                "192.0.2.1:9",
+                "SIP/2.0/UDP 192.0.2.1;rport=9;received=192.0.2.1",
+            ),
+            ("SIP/2.0/UDP h;RPort = 5;x", "192.0.2.1:9", "SIP/2.0/UDP h;rport=9;x;received=192.0.2.1"),
+            ("SIP/2.0/UDP h;received=1.1.1.1;x", "192.0.2.1:9", "SIP/2.0/UDP h;received=192.0.2.1;x"),
+            (
+                "SIP/2.0/UDP 192.0.2.1;received=;rport=",
+                "192.0.2.1:9",
+                "SIP/2.0/UDP 192.0.2.1;received=192.0.2.1;rport=9",
+            ),
+            ("SIP/2.0/UDP [2001:db8::1]", "[2001:db8::1]:5", "SIP/2.0/UDP [2001:db8::1]"),
+            (
+                "SIP/2.0/UDP [2001:db8::1]",
+                "[2001:db8::2]:5",
+                "SIP/2.0/UDP [2001:db8::1];received=2001:db8::2",
+            ),
+            ("nonsense", "192.0.2.1:9", "nonsense"),
+        ] {
+            assert_eq!(seen(via, source), expected, "{via}");
+        }
+    }
 }

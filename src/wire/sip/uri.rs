@@ -1,4 +1,4 @@
-//! URIs: the parts of sip and sips ones, all others opaque.
+//! URIs: the parts of sip, sips and tel ones, all others opaque.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,6 +7,9 @@ use super::list::{Param, Params};
 
 /// Parameters of one URI that are compared with another's; URIs with more equal none.
 pub const MAX_PARAMS: usize = 64;
+
+/// An IPv6 address with an IPv4 address in it, written out.
+const LONGEST_ADDRESS: usize = 45;
 
 /// What a URI starts with.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -69,7 +72,15 @@ impl<'a> Host<'a> {
 /// Three colons in a row, which the RFC's first grammar made, are read as two (RFC 5118 section 4.10).
 fn address6(bytes: &[u8]) -> Option<Ipv6Addr> {
     let text = std::str::from_utf8(bytes).ok()?;
-    text.parse().ok().or_else(|| text.replacen(":::", "::", 1).parse().ok())
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let (head, tail) = bytes.split_at(text.find(":::")? + 2);
+    let mut two = [0; LONGEST_ADDRESS];
+    let two = two.get_mut(..bytes.len() - 1)?;
+    two[..head.len()].copy_from_slice(head);
+    two[head.len()..].copy_from_slice(&tail[1..]);
+    std::str::from_utf8(two).ok()?.parse().ok()
 }
 
 impl PartialEq for Host<'_> {
@@ -84,7 +95,7 @@ impl PartialEq for Host<'_> {
 
 impl Eq for Host<'_> {}
 
-/// The parts of a sip or sips URI; of another one only the scheme.
+/// The parts of a sip or sips URI; of a tel one the number and the parameters, of others only the scheme.
 #[derive(Copy, Clone, Debug)]
 pub struct Uri<'a> {
     whole: &'a [u8],
@@ -114,18 +125,25 @@ impl<'a> Uri<'a> {
             _ if scheme.eq_ignore_ascii_case(b"tel") => Scheme::Tel,
             _ => Scheme::Other(scheme),
         };
-        let (user, password) = (None, None);
-        let uri = Uri {
+        let mut uri = Uri {
             whole: bytes,
             scheme,
-            user,
-            password,
+            user: None,
+            password: None,
             host: None,
             port: None,
             params: Params::default(),
             headers: &[],
         };
-        if uri.is_sip() { uri.with_parts(rest) } else { Some(uri) }
+        match scheme {
+            Scheme::Sip | Scheme::Sips => uri.with_parts(rest),
+            Scheme::Tel => {
+                let end = memchr::memchr(b';', rest).unwrap_or(rest.len());
+                (uri.user, uri.params) = (Some(&rest[..end]), Params::of(&rest[end..]));
+                Some(uri)
+            }
+            Scheme::Other(_) => Some(uri),
+        }
     }
 
     fn with_parts(mut self, rest: &'a [u8]) -> Option<Uri<'a>> {
@@ -167,7 +185,7 @@ impl<'a> Uri<'a> {
         cut(self.whole, b':').1.unwrap_or_default()
     }
 
-    /// The user, escapes as they stand.
+    /// The user, escapes as they stand; of a tel URI the number as written.
     pub fn user(&self) -> Option<&'a [u8]> {
         self.user
     }
@@ -224,6 +242,7 @@ impl<'a> Uri<'a> {
             && params_agree(self.params, other.params)
             && params_agree(other.params, self.params)
             && headers_agree(self, other)
+            && headers_agree(other, self)
     }
 }
 
@@ -241,6 +260,7 @@ fn params_agree(ours: Params<'_>, theirs: Params<'_>) -> bool {
     })
 }
 
+/// Whether each of `ours` is in `theirs`.
 fn headers_agree(ours: &Uri<'_>, theirs: &Uri<'_>) -> bool {
     let (count, other) = (ours.headers().count(), theirs.headers().count());
     let found = |header: Param<'_>| {
@@ -281,4 +301,115 @@ fn unescaped(bytes: &[u8]) -> impl Iterator<Item = (u8, bool)> {
         let meant = high << 4 | low;
         Some((meant, b";/?:@&=+$,%".contains(&meant)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uri(text: &str) -> Uri<'_> {
+        Uri::parse(text.as_bytes()).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    #[test]
+    fn parts() {
+        let all = uri("sip:al;x=1:pw@[2001:db8::1]:5070;transport=TCP;lr?Subject=a%20b&X=");
+        assert_eq!(
+            (all.scheme(), all.user(), all.password()),
+            (Scheme::Sip, Some(&b"al;x=1"[..]), Some(&b"pw"[..]))
+        );
+        assert_eq!(all.host().and_then(|host| host.ip()), Some("2001:db8::1".parse().expect("an address")));
+        assert_eq!((all.port(), all.transport(), all.lr()), (Some(5070), Some(&b"TCP"[..]), true));
+        let headers: Vec<_> = all.headers().map(|h| (h.name, h.value)).collect();
+        assert_eq!(headers, [(&b"Subject"[..], Some(&b"a%20b"[..])), (b"X", Some(b""))]);
+        let bare = uri("SIPS:example.com");
+        assert_eq!((bare.scheme(), bare.user(), bare.port(), bare.lr()), (Scheme::Sips, None, None, false));
+        assert_eq!(bare.host().map(|host| (host.bytes(), host.ip())), Some((&b"example.com"[..], None)));
+        let odd = "sip:1_unusual.URI~(to-be!sure)&isn't+it$/crazy?,/;;*:&it+has=1,weird!*pas$wo~d_too.(doesn't-it)@example.com";
+        assert_eq!(uri(odd).user(), Some(&b"1_unusual.URI~(to-be!sure)&isn't+it$/crazy?,/;;*"[..]));
+        let tel = uri("tel:+1-201-555-0123;phone-context=x");
+        assert_eq!((tel.scheme(), tel.user()), (Scheme::Tel, Some(&b"+1-201-555-0123"[..])));
+        assert!(tel.params().has(b"phone-context") && !tel.is_sip() && tel.host().is_none());
+        let other = uri("soap.beep://192.0.2.103:3002");
+        assert_eq!(
+            (other.scheme(), other.opaque()),
+            (Scheme::Other(b"soap.beep"), &b"//192.0.2.103:3002"[..])
+        );
+    }
+
+    #[test]
+    fn what_is_no_uri() {
+        for text in [
+            "",
+            "sip",
+            "sip:",
+            ":a",
+            "1sip:a",
+            "sip:a b",
+            "<sip:a@b>",
+            "sip:@b",
+            "sip:a@",
+            "sip:a@b@c",
+            "sip:b:",
+            "sip:b:65536",
+            "sip:b:x",
+            "sip:2001:db8::10",
+            "sip:[2001:db8::10",
+            "sip:[x]",
+            "sip:[::1]x",
+            "sip:a@b\r\n",
+            "sip:;lr",
+            "sip:a@b:-1",
+            "sip:\u{e9}",
+            "si p:a",
+            "tel:",
+        ] {
+            assert!(Uri::parse(text.as_bytes()).is_none(), "{text}");
+        }
+        assert_eq!(uri("sip:\u{e9}@b").user(), Some("\u{e9}".as_bytes()));
+    }
+
+    /// RFC 3261 section 19.1.4 and RFC 5118 section 4.10.
+    #[test]
+    fn equal_and_different() {
+        let equal = [
+            ("sip:%61lice@atlanta.com;transport=TCP", "sip:alice@AtLanTa.CoM;Transport=tcp"),
+            ("sip:carol@chicago.com", "sip:carol@chicago.com;newparam=5"),
+            ("sip:carol@chicago.com;security=on", "sip:carol@chicago.com;newparam=5"),
+            (
+                "sip:biloxi.com;transport=tcp;method=REGISTER?to=sip:bob%40biloxi.com",
+                "sip:biloxi.com;method=REGISTER;transport=tcp?to=sip:bob%40biloxi.com",
+            ),
+            (
+                "sip:alice@atlanta.com?subject=project%20x&priority=urgent",
+                "sip:alice@atlanta.com?priority=urgent&subject=project%20x",
+            ),
+            ("sip:[2001:DB8::1]", "sip:[2001:db8:0::1]"),
+            ("sip:u@[2001:db8:::192.0.2.1]", "sip:u@[2001:db8::c000:201]"),
+            ("isbn:2983792873", "isbn:2983792873"),
+        ];
+        let different = [
+            ("SIP:ALICE@AtLanTa.CoM;Transport=udp", "sip:alice@AtLanTa.CoM;Transport=UDP"),
+            ("sip:bob@biloxi.com", "sip:bob@biloxi.com:5060"),
+            ("sip:bob@biloxi.com", "sip:bob@biloxi.com;transport=udp"),
+            ("sip:bob@biloxi.com", "sip:bob@biloxi.com:6000;transport=tcp"),
+            ("sip:carol@chicago.com", "sip:carol@chicago.com?Subject=next%20meeting"),
+            ("sip:bob@phone21.boxesbybob.com", "sip:bob@192.0.2.4"),
+            ("sip:carol@chicago.com;newparam=5", "sip:carol@chicago.com;newparam=6"),
+            ("sip:a@b?x=1&x=1", "sip:a@b?x=1&y=2"),
+            ("sip:a%40c@b", "sip:a@b"),
+            ("sip:a%3Bb@c", "sip:a;b@c"),
+            ("sip:a@b", "sips:a@b"),
+            ("sip:a:p@b", "sip:a@b"),
+            ("sip:a@b", "tel:a@b"),
+        ];
+        for (a, b) in equal {
+            assert!(uri(a).same(&uri(b)) && uri(b).same(&uri(a)), "{a} {b}");
+        }
+        for (a, b) in different {
+            assert!(!uri(a).same(&uri(b)) && !uri(b).same(&uri(a)), "{a} {b}");
+        }
+        let many = format!("sip:a{}", ";x".repeat(MAX_PARAMS + 1));
+        assert!(!uri(&many).same(&uri(&many)));
+    }
 }

@@ -105,3 +105,63 @@ impl<'a> Via<'a> {
         Some(SocketAddr::new(self.received_ip().or_else(|| self.host.ip())?, port))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn via(value: &str) -> Via<'_> {
+        Via::parse(value.as_bytes()).unwrap_or_else(|| panic!("{value}"))
+    }
+
+    #[test]
+    fn parts() {
+        let one =
+            via("SIP/2.0/UDP h.example:5061;branch=z9hG4bKx;rport;received=192.0.2.1;maddr=224.2.0.1;ttl=16");
+        assert_eq!(
+            (one.version, one.transport, one.host.bytes()),
+            (&b"2.0"[..], &b"UDP"[..], &b"h.example"[..])
+        );
+        assert_eq!((one.port, one.branch(), one.ttl()), (Some(5061), Some(&b"z9hG4bKx"[..]), Some(16)));
+        assert_eq!((one.wants_rport(), one.rport(), one.maddr()), (true, None, Some(&b"224.2.0.1"[..])));
+        let blanks = via("SIP  /   2.0\r\n /UDP\r\n    192.0.2.2 : 5 ; branch = 390skdjuw");
+        assert_eq!((blanks.host.bytes(), blanks.port), (&b"192.0.2.2"[..], Some(5)));
+        assert_eq!((blanks.branch(), blanks.transaction()), (Some(&b"390skdjuw"[..]), None));
+        assert_eq!(via("SIP/2.0/UDP a;branch=z9hG4bK").transaction(), None);
+        assert_eq!(via("SIP/2.0/UDP a;branch=Z9HG4BK1").transaction(), Some(&b"Z9HG4BK1"[..]));
+        assert_eq!(via("SIP/7.0/X [2001:db8::9:1]").version, b"7.0");
+        for wrong in [
+            "",
+            ";",
+            "SIP/2.0/UDP",
+            "SIP/2.0/UDP ",
+            "SIP/2.0 UDP a",
+            "SIP/2.0/UDP a:x",
+            "SIP/2.0/UDP a b",
+            "SIP/2.0/UDP ;branch=x",
+            "/2.0/UDP a",
+            "SIP/2.0/ a",
+            "SIP/2.0/UDP [::1",
+            "SIP/2.0/UDP a:70000",
+        ] {
+            assert!(Via::parse(wrong.as_bytes()).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn where_responses_go() {
+        let goes = |value: &str| via(value).response_address().map(|address| address.to_string());
+        let address = |text: &str| Some(text.to_owned());
+        assert_eq!(goes("SIP/2.0/UDP 192.0.2.1"), address("192.0.2.1:5060"));
+        assert_eq!(goes("SIP/2.0/UDP 192.0.2.1:9;rport"), address("192.0.2.1:9"));
+        assert_eq!(goes("SIP/2.0/UDP a:9;received=192.0.2.7"), address("192.0.2.7:9"));
+        assert_eq!(goes("SIP/2.0/UDP a:9;received=192.0.2.7;rport=77"), address("192.0.2.7:77"));
+        assert_eq!(
+            goes("SIP/2.0/UDP a:9;received=192.0.2.7;rport=77;maddr=224.0.0.9"),
+            address("224.0.0.9:9")
+        );
+        assert_eq!(goes("SIP/2.0/UDP [::1];received=[2001:db8::9]"), address("[2001:db8::9]:5060"));
+        assert_eq!(goes("SIP/2.0/UDP [::1];received=2001:db8::9"), address("[2001:db8::9]:5060"));
+        assert_eq!(goes("SIP/2.0/UDP a.example;rport=5"), None);
+    }
+}

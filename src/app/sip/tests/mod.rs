@@ -1,0 +1,6 @@
+//! Call flows, each run straight and over snapshots.
+
+mod calls;
+mod cancels;
+mod harness;
+mod targets;
