@@ -289,8 +289,7 @@ impl<A: CallApp> Shard<A> {
     }
 
     pub(super) fn append(&mut self, now: Now, index: usize, kind: EntryKind<'_>) -> Result<(), ()> {
-        let time = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
-        let time = time + self.slots[index].ahead;
+        let time = self.time_of(now, index);
         let before = self.retained;
         let appended = self.changing(index, |owner, _, _| {
             owner.append(now.mono, Entry { time, term: Term(0), kind }).is_ok()

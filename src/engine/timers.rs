@@ -12,6 +12,11 @@ use crate::wire::record::EntryKind;
 use std::cmp::Reverse;
 
 impl<A: CallApp> Shard<A> {
+    /// The slot's logical time.
+    pub(super) fn time_of(&mut self, now: Now, index: usize) -> Nanos {
+        self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now) + self.slots[index].ahead
+    }
+
     /// When the slot wants [`Shard::on_timeout`].
     fn due(&self, index: usize) -> Nanos {
         let Some(owner) = &self.slots[index].owner else { return Nanos::MAX };
@@ -103,8 +108,7 @@ impl<A: CallApp> Shard<A> {
     }
 
     fn slot_timeout(&mut self, now: Now, index: usize) {
-        let logical = self.clock.get_or_insert_with(|| LogicalClock::new(now)).read(now);
-        let logical = logical + self.slots[index].ahead;
+        let logical = self.time_of(now, index);
         let hedge_after = self.answers.timeout();
         self.changing(index, |owner, rtts, counts| {
             let (hedges, probes) = owner.on_timeout(now.mono, rtts, hedge_after);
