@@ -7,7 +7,11 @@
 //! supervisor's own, and there wakes the control loop. When supervisor and engine die together, nobody tells; and where
 //! the system writes core dumps, it does so before it tells anybody of an end.
 //!
-//! An engine gets its boot from here: wall time, and later than the one before. It ends with the supervisor.
+//! An engine gets its boot from here: wall time, and later than the one before, which is kept in TANDEM_DATA_DIR: peers
+//! hear no life that is older than one they know, and a machine may come up with a clock that has gone back. It ends with
+//! the supervisor.
+
+mod boots;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -275,7 +279,7 @@ impl<'a> Supervisor<'a> {
             events: Events::with_capacity(4),
             requests: Arc::new(Requests { count: AtomicU32::new(0), waker }),
             notices: None,
-            newest: Boot(0),
+            newest: boots::read(settings),
             history: History::default(),
         })
     }
@@ -334,7 +338,11 @@ impl<'a> Supervisor<'a> {
 
     fn start(&mut self) -> Result<Engine, NodeError> {
         let now = sys_time::now();
-        self.newest = Boot(now.wall.0.max(self.newest.0 + 1));
+        self.newest = boots::next(self.newest, now.wall);
+        if let Err(error) = boots::write(self.settings, self.newest) {
+            let path = boots::path(self.settings);
+            tracing::warn!(path = %path.display(), %error, "cannot keep this node's boot: should the clock go back before its next start, it would not be heard");
+        }
         if self.notices.is_none() {
             let made = Notices::new(self.settings);
             let missing = |error: &io::Error| tracing::warn!(%error, "there will be no exit notices");
