@@ -310,9 +310,14 @@ impl Owner {
         Ok(position)
     }
 
-    /// When the slot's next tick is due, in logical time; `Nanos::MAX`: no timer, or one is in flight.
+    /// When the slot's next tick is due, in logical time; `Nanos::MAX`: no timer, or one is in flight. At once, as long as
+    /// nothing can be committed for want of an entry of this term.
     pub fn tick_due(&self) -> Nanos {
-        if self.tick.is_some() { Nanos::MAX } else { self.timer.1 }
+        match self.tick {
+            None if self.tail() < self.floor => Nanos::ZERO,
+            None => self.timer.1,
+            Some(_) => Nanos::MAX,
+        }
     }
 
     /// Takes a run of outputs from the member of `node`: those that come next, each once.

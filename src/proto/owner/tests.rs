@@ -150,3 +150,22 @@ fn learners_that_were_outpaced_together_are_not_sent_what_is_gone() {
         assert_eq!(written(&mut owner, id).starts, [(8, frame::START_LEARN)]);
     }
 }
+
+#[test]
+fn an_owner_whose_recovered_log_fills_the_window_still_wants_an_entry_of_its_own_term() {
+    let mut log = RecordLog::new(1);
+    let entry = Entry { time: NOW, term: Term(1), kind: EntryKind::Tick };
+    (0..4).for_each(|_| assert!(log.push_with(|bytes| entry.write(bytes)) > 0));
+    let survived = Survived { log, last_time: NOW, ..Survived::default() };
+    let safeguards = Safeguards::default();
+    let config =
+        OwnerConfig { commit: 2, window: 4, tell_after: Nanos::from_millis(1), address: 0, safeguards };
+    let lane = |node: NodeId| usize::from(node.0);
+    let mut owner = Owner::new(Slot(0), Term(2), config, survived, &group(&[1, 2], &[]), lane);
+    let tick = || Entry { time: NOW, term: Term(2), kind: EntryKind::Tick };
+    assert_eq!(owner.append(NOW, tick()), Err(Refusal::WindowFull));
+    assert_eq!(owner.tick_due(), Nanos::ZERO, "it is tried again");
+    owner.config.window = 8;
+    owner.append(NOW, tick()).unwrap();
+    assert_eq!(owner.tick_due(), Nanos::MAX);
+}
