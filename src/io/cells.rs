@@ -1,10 +1,12 @@
 //! What the threads of one node tell each other without messages: cells with one writer each, written once per
-//! loop turn (never per packet) and read relaxed, because every value stands alone and a late one does no harm.
+//! loop turn (never per packet) and read relaxed, because every value stands alone and a late one does no harm. But
+//! whoever sees a lease sees the map it was granted under too, and a shard that waits for a lease is woken by it.
 //!
 //! Two are too large for that and stand behind a lock: the cluster map, which is read only when its version has changed,
 //! and a shard's report, which is written at most once a millisecond.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::utils::CachePadded;
@@ -54,6 +56,8 @@ struct WrittenByShard {
     reports: AtomicU32,
     /// The map version by which the shard's sockets have been bound and closed.
     followed: AtomicU32,
+    /// In its last turn it may have held something back for want of a lease.
+    leaseless: AtomicBool,
 }
 
 impl ShardCell {
@@ -67,6 +71,7 @@ impl ShardCell {
             heard: std::array::from_fn(|_| AtomicU64::new(0)),
             reports: AtomicU32::new(0),
             followed: AtomicU32::new(0),
+            leaseless: AtomicBool::new(false),
         };
         ShardCell {
             written: CachePadded::new(written),
@@ -126,6 +131,14 @@ impl ShardCell {
     /// The map version by which the shard's sockets have been bound and closed.
     pub fn followed(&self) -> u32 {
         self.written.followed.load(Relaxed)
+    }
+
+    /// The shard, at the end of a turn: whether it may have held something back for want of a lease. It has to look at the
+    /// lease again after this.
+    pub fn set_leaseless(&self, leaseless: bool) {
+        if self.written.leaseless.load(Relaxed) != leaseless {
+            self.written.leaseless.store(leaseless, SeqCst);
+        }
     }
 
     /// How far the shard has got.
@@ -217,14 +230,14 @@ impl NodeCells {
     pub fn set_map(&self, map: &Arc<ClusterMap>) {
         if self.map_version.load(Relaxed) != map.version {
             *lock(&self.map) = Some(map.clone());
-            self.map_version.store(map.version, Relaxed);
+            self.map_version.store(map.version, Release);
             self.wake_shards();
         }
     }
 
     /// The newest map, if it is not of version `seen`; keeps `seen` up to date.
     pub fn take_map(&self, seen: &mut u32) -> Option<Arc<ClusterMap>> {
-        if self.map_version.load(Relaxed) == *seen {
+        if self.map_version.load(Acquire) == *seen {
             return None;
         }
         let map = lock(&self.map).clone()?;
@@ -232,18 +245,20 @@ impl NodeCells {
         Some(map)
     }
 
-    /// The control: replies may be released until then. Wakes the shards only if that was over: they look at it before
-    /// they release anything.
+    /// The control: replies may be released until then. Wakes the shards only if that was over, for the control or for
+    /// them: they look at it before they release anything.
     pub fn set_lease(&self, now: Nanos, until: Nanos) {
-        let before = self.lease_until.swap(until.0, Relaxed);
-        if before <= now.0 && until > now {
-            self.wake_shards();
+        let before = self.lease_until.swap(until.0, SeqCst);
+        if until <= now {
+            return;
         }
+        let over = |shard: &&ShardCell| before <= now.0 || shard.written.leaseless.load(SeqCst);
+        self.shards.iter().filter(over).for_each(ShardCell::wake);
     }
 
     /// Until when replies may be released (monotonic); zero: no lease.
     pub fn lease_until(&self) -> Nanos {
-        Nanos(self.lease_until.load(Relaxed))
+        Nanos(self.lease_until.load(SeqCst))
     }
 
     /// Asks the control to hand over what this node holds.
@@ -336,6 +351,14 @@ mod tests {
         cells.set_lease(Nanos(25), Nanos(35));
         assert!(woken(&mut poll), "it was over");
         assert_eq!(cells.lease_until(), Nanos(35));
+
+        // For the control the lease goes on; for a shard that looked later it was over in between.
+        cells.shards[0].set_leaseless(true);
+        cells.set_lease(Nanos(34), Nanos(45));
+        assert!(woken(&mut poll));
+        cells.shards[0].set_leaseless(false);
+        cells.set_lease(Nanos(35), Nanos(45));
+        assert!(!woken(&mut poll));
 
         let (shard, mut seen) = (&cells.shards[0], 0);
         assert_eq!(shard.take_report(&mut seen), None);

@@ -292,6 +292,7 @@ impl<C: ShardCore> ShardLoop<C> {
             self.parts.cells.wake_control();
         }
         self.watch_blocked()?;
+        self.note_lease();
         self.publish(now);
         while let Ok(question) = self.parts.questions.try_recv() {
             let answer = match question.subject {

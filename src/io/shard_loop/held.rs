@@ -11,6 +11,7 @@ use mio::{Interest, Token};
 use super::{FIRST_SOCKET, ShardCore, ShardLoop};
 use crate::engine::ShardReport;
 use crate::io::client::ClientSocket;
+use crate::io::sys_time;
 use crate::proto::map::ClusterMap;
 use crate::types::{LocalId, Nanos, Now};
 
@@ -88,6 +89,17 @@ impl<C: ShardCore> ShardLoop<C> {
             self.parts.cells.shards[usize::from(self.parts.shard)].set_followed(self.held.seen);
         }
         Ok(())
+    }
+
+    /// What was held back in this turn leaves in the next, and that comes with the lease: which may just have come.
+    pub(super) fn note_lease(&self) {
+        let (cells, shard) = (&self.parts.cells, usize::from(self.parts.shard));
+        let now = sys_time::mono();
+        let leaseless = self.held.lease.min(cells.lease_until()) <= now;
+        cells.shards[shard].set_leaseless(leaseless);
+        if leaseless && cells.lease_until() > now {
+            cells.shards[shard].wake();
+        }
     }
 
     /// Replies that wait for an address that has got another term are out of date, even if it is this node's again.
