@@ -326,7 +326,7 @@ impl<A: CallApp> Shard<A> {
                 self.delivering.chain(*index, *ordinal, reply);
                 reply.at = Nanos::ZERO;
             }
-            if now.mono.since(reply.at) >= DELIVER_AGAIN_AFTER {
+            if self.may_release(now.mono) && now.mono.since(reply.at) >= DELIVER_AGAIN_AFTER {
                 reply.at = now.mono;
                 self.counts.delivered_again += 1;
                 self.write_delivery(*index, *ordinal, reply);

@@ -322,3 +322,21 @@ fn an_owner_with_a_bad_clock_moves_the_time_of_its_own_slots_alone() {
     cluster.pass(Nanos::from_millis(520));
     assert!(cluster.replies.contains(&b"fired".to_vec()), "and goes on at the same pace");
 }
+
+#[test]
+fn an_owner_without_a_lease_passes_no_reply_on_again() {
+    let mut cluster = Cluster::of(&shape(3, 3, 2), |_| {});
+    cluster.shards[1].on_lease(cluster.now, Nanos::ZERO);
+    cluster.send_to(1, &packet(1, &[0])).unwrap();
+    cluster.settle();
+    assert_eq!(cluster.shards[0].stats().delivered, 1);
+    cluster.pass(Nanos::from_millis(12));
+    let again = cluster.shards[0].stats().delivered_again;
+    assert!(again > 0);
+    cluster.shards[0].on_lease(cluster.now, Nanos::ZERO);
+    cluster.pass(Nanos::from_millis(30));
+    assert_eq!(cluster.shards[0].stats().delivered_again, again);
+    cluster.shards.iter_mut().for_each(|shard| shard.on_lease(cluster.now, Nanos::MAX));
+    cluster.pass(Nanos::from_millis(12));
+    assert_eq!(counts(&cluster, 0), [(0, 1)]);
+}
