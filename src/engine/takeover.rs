@@ -30,6 +30,9 @@ const ONE_BY_ONE: usize = 64;
 /// Bytes of entries in one answer to a fetch.
 const FETCH_ROOM: usize = 32 * 1024;
 
+/// The lane of a node that this one does not know yet: never trusted, so that nothing is ever written to it.
+const NO_LANE: usize = usize::MAX;
+
 impl<A: CallApp> Shard<A> {
     /// A newer map has been agreed on.
     pub fn on_map(&mut self, now: Now, map: Arc<ClusterMap>) {
@@ -109,8 +112,7 @@ impl<A: CallApp> Shard<A> {
                 return;
             }
             let nodes: Vec<NodeId> = self.lanes.iter().map(|l| l.node).collect();
-            let local = self.local;
-            let lane = |node| nodes.iter().position(|n| *n == node).unwrap_or(local);
+            let lane = |node| nodes.iter().position(|n| *n == node).unwrap_or(NO_LANE);
             self.changing(index, |owner, _, _| owner.on_group(map.group(slot), lane));
             self.trust_all(index);
             self.enqueue(index);
@@ -329,7 +331,7 @@ impl<A: CallApp> Shard<A> {
         };
         let map = Arc::clone(&self.map);
         let owner = {
-            let lane = |node| self.lane(node).unwrap_or(self.local);
+            let lane = |node| self.lane(node).unwrap_or(NO_LANE);
             Owner::new(slot, term, rules, survived, map.group(slot), lane)
         };
         let (tail, kept) = (owner.tail(), owner.retained().0);

@@ -340,3 +340,27 @@ fn an_owner_without_a_lease_passes_no_reply_on_again() {
     cluster.pass(Nanos::from_millis(12));
     assert_eq!(counts(&cluster, 0), [(0, 1)]);
 }
+
+#[test]
+fn a_member_that_the_owner_does_not_know_yet_takes_nothing_from_its_own() {
+    let mut cluster = Cluster::new(3, |_| {});
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    let mut map = map_of(&cluster, 1);
+    map.version += 1;
+    let stranger = MapMember { node: NodeId(9), host: HostId(9), boot: Boot(9), join: map.version };
+    map.groups.iter_mut().for_each(|group| group.members.insert(0, stranger));
+    cluster.agree(&map);
+    (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+    cluster.settle();
+    assert_eq!(cluster.replies.len(), 32);
+    let digests = cluster.digests();
+    assert!(digests[0] == digests[1] && digests[1] == digests[2], "all members have all of it");
+    // The same for an owner that begins with such a map.
+    cluster.pass(Nanos::from_millis(3));
+    map = moved(&map, 2);
+    cluster.agree(&map);
+    (0..16u8).for_each(|call| cluster.send_to(2, &packet(0, &[call])).unwrap());
+    cluster.pass(Nanos::from_millis(20));
+    assert_eq!(counts(&cluster, 32), (0..16).map(|call| (call, 3)).collect::<Vec<_>>());
+}
