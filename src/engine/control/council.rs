@@ -310,7 +310,7 @@ impl Council {
         }
         let stuck = self.stuck(turn);
         for (at, peer) in turn.peers.iter_mut().enumerate() {
-            let owner = self.map.addresses.iter().find(|a| a.owner == peer.node).map(|a| a.boot);
+            let owner = self.map.addresses.iter().filter(|a| a.owner == peer.node).map(|a| a.boot).max();
             let Some(boot) = owner else { continue };
             // A life that was never heard here has been silent for as long as this node has lived.
             let other = peer.boot.is_none_or(|b| b != boot);
@@ -342,8 +342,9 @@ impl Council {
 
     /// Whether this voter's last grant to the peer has run out. Grants of its own last life are over LEASE after that.
     pub(super) fn grant_is_over(&self, now: Nanos, peer: &Peer) -> bool {
-        let owner = self.map.addresses.iter().find(|a| a.owner == peer.node);
-        let ended = owner.is_some_and(|a| self.has_ended(a.owner, a.boot));
+        // Of several addresses some may be a later life's.
+        let boots = self.map.addresses.iter().filter(|a| a.owner == peer.node).map(|a| a.boot);
+        let ended = boots.max().is_some_and(|boot| self.has_ended(peer.node, boot));
         let lease = Nanos(self.config.lease.0 / 100 * (100 + DRIFT_PER_CENT));
         ended || peer.delegate.last_grant(now).max(self.started) + lease < now
     }

@@ -229,3 +229,26 @@ fn an_owner_that_is_cut_off_from_members_who_could_commit_gives_way() {
         assert!(after.is_none_or(|ms| (500..520).contains(&ms)), "EVICT_AFTER: {after:?} ms");
     }
 }
+
+#[test]
+fn the_end_of_an_earlier_life_is_not_the_end_of_a_grant_to_a_later_one() {
+    let mut rig = Rig::new([1, 2, 3].map(|node| {
+        let mut config = config(node, 10, AGREED);
+        let nodes = (1..=3).map(|n| MapNode::new(NodeId(n), HostId(n))).collect();
+        config.council.shape = MapShape::new((64, 1), nodes, NodeId(1), vec![0, 1], 3, 0).unwrap();
+        config
+    }));
+    rig.run(300_000);
+    let now = rig.now();
+    let mut map = (**rig.control(2).map()).clone();
+    map.version += 1;
+    map.addresses.iter_mut().zip([10, 20]).for_each(|(a, boot)| (a.owner, a.boot) = (NodeId(1), Boot(boot)));
+    let voter = rig.control(2);
+    let bytes = postcard::to_stdvec(&map).expect("a map");
+    assert!(voter.council.on_map(now.mono, now.wall, &voter.peers, &bytes));
+    voter.on_exit_notice(now, NodeId(1), Boot(10));
+    let peer = voter.peers.iter_mut().find(|peer| peer.node == NodeId(1)).expect("node 1");
+    peer.delegate.grant(1_000_000);
+    peer.delegate.stamp(now.mono);
+    assert!(!voter.council.grant_is_over(now.mono, peer));
+}
