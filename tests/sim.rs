@@ -80,11 +80,16 @@ fn from_env(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: give a whole number")))
 }
 
-/// Replays the seed TANDEM_SIM_SEED and prints every event.
+/// Replays the seed TANDEM_SIM_SEED and prints every event. TANDEM_SIM_WORLDS: `live` or `fixed`, as in `the_checker_bites`.
 #[test]
 fn replay() {
     let Some(seed) = from_env("TANDEM_SIM_SEED") else { return };
-    let outcome = run_seed(seed, true);
+    let scenario = match from_env_text("TANDEM_SIM_WORLDS").as_deref() {
+        Some("live") => draw(Worlds::Live, seed),
+        Some("fixed") => draw(Worlds::Fixed, seed),
+        _ => Scenario::draw(seed),
+    };
+    let outcome = run(scenario, Safeguards::default(), true);
     print_coverage(&outcome.coverage);
     if let Some(what) = outcome.failure {
         panic!("seed {seed} failed {what}");

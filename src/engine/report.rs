@@ -1,6 +1,6 @@
 //! What a shard tells its node's control about the slots it has a part in, for the cluster map.
 
-use super::shard::Shard;
+use super::shard::{Seat, Shard};
 use crate::app::CallApp;
 use crate::proto::map::GroupSet;
 use crate::types::{Nanos, NodeId, Now};
@@ -159,7 +159,10 @@ impl<A: CallApp> Shard<A> {
                 report.waiting += owner.waiting();
             }
             if self.map.groups[group].learner(self.config.me).is_some() {
-                let synced = state.seat.as_ref().is_some_and(|seat| seat.log.in_sync());
+                // With an earlier owner's log it may have to begin anew.
+                let term = self.map.owner(self.slot_at(index)).term;
+                let whole = |seat: &Seat<A>| seat.log.in_sync() && seat.log.term() == term;
+                let synced = state.seat.as_ref().is_some_and(whole);
                 report.learning.0 += 1;
                 report.learning.1 += u32::from(synced);
                 if !synced {

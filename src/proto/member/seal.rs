@@ -18,9 +18,7 @@ impl Member {
         if self.learning {
             return Err(Refused::Behind);
         }
-        if self.safeguards.seal_promise {
-            self.promised = term;
-        }
+        self.promised = term;
         Ok(frame::Sealed {
             slot: self.slot.0.into(),
             term: term.0.into(),
@@ -105,7 +103,8 @@ impl Member {
         if !self.safeguards.start_first && Term(term) > self.term && Term(term) >= self.promised {
             self.install(Term(term), owner);
         }
-        let installed = self.term != Term(0) && Term(term) == self.term && self.promised == self.term;
+        let promised = self.promised > self.term && self.safeguards.seal_promise;
+        let installed = self.term != Term(0) && Term(term) == self.term && !promised;
         match installed && owner == self.owner {
             true if self.lost => Err(Refused::Lost),
             true => Ok(()),

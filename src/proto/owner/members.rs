@@ -15,11 +15,12 @@ impl Owner {
         for (member, learner) in members.chain(group.learners.iter().map(|m| (m, true))) {
             let same = |f: &Follower| (f.node, f.boot, f.join) == (member.node, member.boot, member.join);
             let follower = match before.iter().position(same) {
-                // One that was promoted is a member like any other, unless it was too far behind by then; nobody turns
-                // back into a learner.
+                // One that was promoted is a member like any other, unless it was too far behind by then, or had to begin
+                // anew; nobody turns back into a learner.
                 Some(known) => {
                     let known = before.swap_remove(known);
-                    let lost = known.lost || known.outpaced && !learner;
+                    let blank = known.executed == Position(0) && known.held > Position(0);
+                    let lost = known.lost || known.learner && !learner && (known.outpaced || blank);
                     Follower { learner, lost, outpaced: known.outpaced && learner, ..known }
                 }
                 None => Follower::new(member, learner, lane(member.node)),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::proto::map::MapMember;
+use crate::proto::rtt::Rtt;
 use crate::types::{CallKey, HostId};
 use crate::wire::frame::Frame;
 use zerocopy::FromBytes;
@@ -40,15 +41,19 @@ fn group(members: &[u16], learners: &[u16]) -> Group {
     Group { members: of(members), learners: of(learners), ..Group::default() }
 }
 
+fn unanswered(window: u64, group: &Group) -> Owner {
+    let safeguards = Safeguards::default();
+    let config = OwnerConfig { commit: 2, window, tell_after: Nanos::from_millis(1), address: 0, safeguards };
+    let lane = |node: NodeId| usize::from(node.0);
+    Owner::new(Slot(0), Term(1), config, Survived::default(), group, lane)
+}
+
 fn owner(window: u64) -> Owner {
     owner_of(window, &group(&[1, 2], &[3]))
 }
 
 fn owner_of(window: u64, group: &Group) -> Owner {
-    let safeguards = Safeguards::default();
-    let config = OwnerConfig { commit: 2, window, tell_after: Nanos::from_millis(1), address: 0, safeguards };
-    let lane = |node: NodeId| usize::from(node.0);
-    let mut owner = Owner::new(Slot(0), Term(1), config, Survived::default(), group, lane);
+    let mut owner = unanswered(window, group);
     for id in 1..=3 {
         let sealed = frame::Sealed {
             term: 1.into(),
@@ -168,4 +173,39 @@ fn an_owner_whose_recovered_log_fills_the_window_still_wants_an_entry_of_its_own
     owner.config.window = 8;
     owner.append(NOW, tick()).unwrap();
     assert_eq!(owner.tick_due(), Nanos::MAX);
+}
+
+#[test]
+fn a_member_that_has_not_answered_is_not_asked_for_each_entry() {
+    let mut owner = unanswered(8, &group(&[1, 2], &[3]));
+    owner.on_trust(NodeId(2), Some(Boot(1)));
+    append(&mut owner);
+    append(&mut owner);
+    let wants = |owner: &Owner| owner.followers()[1].wants(owner.tail());
+    assert!(!wants(&owner), "the seal is repeated when its answer is late, and then once");
+    let rtt = vec![Rtt::new(Nanos::from_millis(1), Nanos::from_millis(1), Nanos::from_millis(1)); 4];
+    owner.on_timeout(NOW + Nanos::from_secs(1), &rtt, Nanos::from_millis(1));
+    assert!(wants(&owner));
+    assert_eq!(written(&mut owner, 2).segments, []);
+    assert!(!wants(&owner));
+}
+
+#[test]
+fn what_a_learner_was_told_before_it_began_is_told_again() {
+    let mut owner = owner(8);
+    assert!(owner.tell_at() < Nanos::MAX, "as long as it learns");
+    drop(written(&mut owner, 3));
+    ack(&mut owner, 3, 0);
+    assert!(owner.followers()[2].started && owner.followers()[2].wants(owner.tail()));
+}
+
+#[test]
+fn a_learner_that_had_to_begin_anew_and_is_promoted_counts_for_nothing() {
+    let mut owner = owner(8);
+    append(&mut owner);
+    ack(&mut owner, 1, 1);
+    owner.teach(2);
+    owner.on_group(&group(&[1, 2, 3], &[]), |node| usize::from(node.0));
+    assert!(owner.followers()[2].lost, "it holds entries, and nothing to run them on");
+    assert_eq!(owner.lost().collect::<Vec<_>>(), [NodeId(3)]);
 }
