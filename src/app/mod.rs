@@ -6,6 +6,7 @@
 
 pub mod classify;
 pub mod echo;
+pub mod media;
 pub mod table;
 
 use crate::types::{CallKey, Endpoint, LocalId, Nanos};

@@ -6,11 +6,13 @@
 pub mod beat;
 pub mod council;
 pub mod datagram;
+pub mod dtmf;
 pub mod echo;
 pub mod exit;
 pub mod frame;
 pub mod record;
 pub mod replay_window;
+pub mod rtcp;
 pub mod rtp;
 pub mod sdp;
 pub mod seal;

@@ -124,6 +124,11 @@ impl<'a> Rtcp<'a> {
         self.bytes[1]
     }
 
+    /// All of the datagram.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// The SSRC that the first packet comes from.
     pub fn sender(&self) -> u32 {
         self.sender

@@ -1,6 +1,13 @@
 //! Where a session description says that media flows: addresses and ports, nothing else of SDP.
 //!
+//! `describe` reads a description as the media relay needs it, `rewrite` writes it anew with other addresses and
+//! ports, `part` finds it inside a multipart body.
+//!
 //! Source: RFC 8866 (sections 5.7 and 5.14).
+
+pub mod describe;
+pub mod part;
+pub mod rewrite;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,0 +1,256 @@
+//! Datagrams on media ports: from one side to the other, bytes unchanged, or dropped with a reason.
+//!
+//! Sources: RFC 7983 (what shares a port), RFC 5761 (RTCP on the media port), RFC 3264 section 8.4 (hold).
+
+use super::latch::Arrival;
+use super::line::{Leg, Line, Place, Terms};
+use super::stream::Stream;
+use super::{MAX_STREAMS, Media, MediaSetup, Side};
+use crate::types::{Endpoint, Nanos};
+use crate::wire::dtmf::TelephoneEvent;
+use crate::wire::rtp::{Kind, Rtcp, Rtp, kind};
+use crate::wire::sdp::describe::Transport;
+use crate::wire::sdp::rewrite::Ice;
+
+/// What becomes of a datagram.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Relay {
+    /// It goes on, unchanged.
+    Forward {
+        /// Who sent it.
+        from: Side,
+        /// The local media port it leaves from.
+        port: u16,
+        /// Where it goes.
+        to: Endpoint,
+    },
+    /// It does not.
+    Drop(Dropped),
+}
+
+/// Why a datagram on a media port is dropped.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// No m-line of the call has this port.
+    UnknownPort,
+    /// It comes from an address that neither a description named nor the side was found at.
+    UnknownSource,
+    /// It is not what the m-line carries.
+    NotMedia,
+    /// STUN where ICE was removed.
+    Stun,
+    /// The other side is not known yet, or refused the media.
+    NoDestination,
+    /// The other side does not want to receive now.
+    Held,
+}
+
+impl Dropped {
+    /// All of them, in the order they are counted in.
+    pub const ALL: [Dropped; 6] = [
+        Dropped::UnknownPort,
+        Dropped::UnknownSource,
+        Dropped::NotMedia,
+        Dropped::Stun,
+        Dropped::NoDestination,
+        Dropped::Held,
+    ];
+
+    /// Its name in records and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dropped::UnknownPort => "unknown_port",
+            Dropped::UnknownSource => "unknown_source",
+            Dropped::NotMedia => "not_media",
+            Dropped::Stun => "stun",
+            Dropped::NoDestination => "no_destination",
+            Dropped::Held => "held",
+        }
+    }
+}
+
+impl Media {
+    /// Handles a datagram that came at logical time `now` from `source` to local media port `port`.
+    pub fn on_packet(
+        &mut self,
+        now: Nanos,
+        port: u16,
+        source: Endpoint,
+        payload: &[u8],
+        setup: &MediaSetup,
+    ) -> Relay {
+        let result = self.relay(now, port, source, payload, setup);
+        if let Relay::Drop(reason) = result {
+            let count = &mut self.dropped[reason as usize];
+            *count = count.saturating_add(1);
+        }
+        result
+    }
+
+    fn relay(
+        &mut self,
+        now: Nanos,
+        port: u16,
+        source: Endpoint,
+        payload: &[u8],
+        setup: &MediaSetup,
+    ) -> Relay {
+        let even = port & !1;
+        let here = |line: &Line| line.legs.iter().position(|leg| leg.local == even && even != 0);
+        let found = self.lines.iter().enumerate().find_map(|(n, line)| Some((n, here(line)?)));
+        let Some((n, from)) = found else { return Relay::Drop(Dropped::UnknownPort) };
+        let line = &mut self.lines[n];
+        let media = match Payload::read(payload, line.terms.transport, setup.ice, port != even) {
+            Ok(media) => media,
+            Err(reason) => return Relay::Drop(reason),
+        };
+        let Line { terms, legs } = line;
+        let believed = if port == even {
+            let rtp = if let Payload::Rtp(rtp) = media { Some(rtp) } else { None };
+            let offered =
+                self.offers[from].as_ref().and_then(|offer| offer.lines.get(n)).map(|(.., end)| end);
+            legs[from].believes(&terms.ends[from], offered, &Arrival { source, now, rtp })
+        } else {
+            legs[from].believes_control(&terms.ends[from], source)
+        };
+        if !believed {
+            return Relay::Drop(Dropped::UnknownSource);
+        }
+        line.count(from, &media, payload.len(), now);
+        let (port, to) = match line.destination(1 - from, &media, port != even) {
+            Ok(found) => found,
+            Err(reason) => return Relay::Drop(reason),
+        };
+        if self.is_own(to, setup) {
+            return Relay::Drop(Dropped::NoDestination);
+        }
+        let from = if from == 0 { Side::Caller } else { Side::Callee };
+        Relay::Forward { from, port, to: to.into() }
+    }
+
+    /// Whether a place is a port of this very call, which would send its packets in circles.
+    fn is_own(&self, place: Place, setup: &MediaSetup) -> bool {
+        let here = Endpoint::from(std::net::SocketAddr::new(setup.address, place.port));
+        let legs = || self.lines.iter().flat_map(|line| &line.legs);
+        here.ip == place.ip && legs().any(|leg| leg.local == place.port & !1)
+    }
+}
+
+/// A datagram by what is to be done with it.
+enum Payload<'a> {
+    Rtp(Rtp<'a>),
+    Rtcp(Rtcp<'a>),
+    /// Passed on unread.
+    Other,
+}
+
+impl<'a> Payload<'a> {
+    fn read(bytes: &'a [u8], transport: Transport, ice: Ice, control: bool) -> Result<Payload<'a>, Dropped> {
+        let kind = kind(bytes);
+        if kind == Kind::Stun && ice == Ice::Remove {
+            return Err(Dropped::Stun);
+        }
+        if !transport.is_rtp() {
+            // UDPTL starts with a sequence number, so its first bytes say nothing.
+            return if control { Err(Dropped::NotMedia) } else { Ok(Payload::Other) };
+        }
+        match kind {
+            Kind::Rtp if !control => Rtp::new(bytes).map(Payload::Rtp).ok_or(Dropped::NotMedia),
+            Kind::Rtcp => Rtcp::new(bytes).map(Payload::Rtcp).ok_or(Dropped::NotMedia),
+            Kind::Stun | Kind::Dtls => Ok(Payload::Other),
+            Kind::Zrtp if !control => Ok(Payload::Other),
+            Kind::Rtp | Kind::Zrtp | Kind::TurnChannel | Kind::Other => Err(Dropped::NotMedia),
+        }
+    }
+}
+
+impl Line {
+    /// Counts a datagram of side number `from`.
+    fn count(&mut self, from: usize, media: &Payload<'_>, bytes: usize, now: Nanos) {
+        let leg = &mut self.legs[from];
+        leg.last = leg.last.max(now.0);
+        match media {
+            Payload::Rtp(rtp) => leg.stream(&self.terms, from, rtp, bytes, now),
+            Payload::Rtcp(rtcp) => self.control(from, rtcp, now),
+            Payload::Other => leg.others = leg.others.saturating_add(1),
+        }
+    }
+
+    /// The local port and the place that a datagram leaves from and for, to side number `to`.
+    fn destination(&self, to: usize, media: &Payload<'_>, control: bool) -> Result<(u16, Place), Dropped> {
+        let (end, leg) = (&self.terms.ends[to], &self.legs[to]);
+        let held = end.media.port != 0 && end.media.ip_is_zero();
+        let place = match media {
+            Payload::Rtp(_) if held || !end.direction.receives() => return Err(Dropped::Held),
+            Payload::Rtcp(_) if !self.terms.muxes() => leg.control_place(end.rtcp_place()),
+            Payload::Other if control => leg.control_place(end.rtcp_place()),
+            Payload::Rtp(_) | Payload::Rtcp(_) | Payload::Other => {
+                if leg.latch.media.port != 0 {
+                    leg.latch.media
+                } else {
+                    end.media
+                }
+            }
+        };
+        if !place.is_somewhere() {
+            return Err(if held { Dropped::Held } else { Dropped::NoDestination });
+        }
+        let beside = match media {
+            Payload::Rtp(_) => false,
+            Payload::Rtcp(_) => !self.terms.muxes(),
+            Payload::Other => control,
+        };
+        Ok((leg.local | u16::from(beside), place))
+    }
+}
+
+impl Place {
+    fn ip_is_zero(&self) -> bool {
+        // An IPv4 address of zeros is mapped.
+        let ip = std::net::Ipv6Addr::from(self.ip);
+        ip.is_unspecified() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_unspecified())
+    }
+}
+
+impl Leg {
+    /// Where its RTCP is, as learnt, or else as described.
+    fn control_place(&self, described: Place) -> Place {
+        match self.latch.rtcp {
+            0 => described,
+            port => Place { ip: self.latch.media.ip, port },
+        }
+    }
+
+    fn stream(&mut self, terms: &Terms, from: usize, rtp: &Rtp<'_>, bytes: usize, now: Nanos) {
+        let coding = terms.coding(from, rtp.payload_type());
+        let at = match self.streams.iter().position(|stream| stream.ssrc == rtp.ssrc()) {
+            Some(at) => at,
+            None => {
+                self.make_room();
+                self.streams.push(Stream::new(rtp, coding, now));
+                self.streams.len() - 1
+            }
+        };
+        self.streams[at].take(rtp, bytes, coding, now);
+        if coding.codec.is_event()
+            && terms.transport == Transport::Rtp
+            && let Some(event) = rtp.payload().and_then(TelephoneEvent::read)
+        {
+            self.keys.get_or_insert_default().take(rtp.ssrc(), rtp.timestamp(), &event, coding.clock);
+        }
+    }
+
+    /// Folds the stream that is silent longest, the first of equals, if there are too many.
+    fn make_room(&mut self) {
+        if self.streams.is_empty() {
+            // Most sides send one.
+            self.streams.reserve_exact(1);
+        }
+        if self.streams.len() >= MAX_STREAMS
+            && let Some(oldest) = (0..self.streams.len()).min_by_key(|n| self.streams[*n].last)
+        {
+            let stream = self.streams.remove(oldest);
+            self.folded.get_or_insert_default().add(&stream);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! A call's media as a whole: offers, answers, datagrams.
