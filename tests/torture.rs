@@ -15,7 +15,7 @@ use tandem::cli::capture::survey::survey;
 use tandem::cli::capture::{decode, read};
 use tandem::types::{Endpoint, LocalId};
 use tandem::wire::rtp::{Kind, Rtcp, Rtp, kind};
-use tandem::wire::sip::{Message, StartLine};
+use tandem::wire::sip::scan::{Message, StartLine};
 
 /// The index cuts its columns after this many characters.
 const COLUMN: usize = 60;

@@ -6,7 +6,7 @@ use crate::app::{Inbound, Unclassified};
 pub use crate::config::KeyRule;
 use crate::types::CallKey;
 use crate::wire::rtp::{Rtcp, Rtp};
-use crate::wire::sip::Message;
+use crate::wire::sip::scan::Message;
 
 /// Finds the call of datagrams; the same rule and seed find the same call on every node.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

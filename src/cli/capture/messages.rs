@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::Segment;
-use crate::wire::sip::Message;
+use crate::wire::sip::scan::Message;
 
 /// Streams followed at once; the one longest silent goes first.
 const MAX_STREAMS: usize = 4_096;

@@ -9,7 +9,7 @@ use super::messages::Messages;
 use super::{Capture, Datagram};
 use crate::wire::rtp::{Rtcp, Rtp};
 use crate::wire::sdp;
-use crate::wire::sip::{Message, StartLine};
+use crate::wire::sip::scan::{Message, StartLine};
 
 /// Ports below this belong to other services, and their datagrams are not guessed to be RTP.
 const FIRST_MEDIA_PORT: u16 = 1_024;

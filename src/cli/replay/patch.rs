@@ -4,7 +4,8 @@
 use memchr::memmem;
 
 use crate::wire::rtp::{self, Kind};
-use crate::wire::sip::{HeaderName, Message};
+use crate::wire::sip::HeaderName;
+use crate::wire::sip::scan::Message;
 
 /// Length of the part of a Call-ID that is fresh in every clone.
 pub(crate) const TOKEN_LEN: usize = 13;
@@ -78,7 +79,7 @@ fn occurrences(bytes: &[u8], id: &[u8]) -> Vec<usize> {
 
 /// Offset, length and value of the Content-Length header.
 fn content_length(bytes: &[u8], message: &Message<'_>) -> Option<(usize, usize, usize)> {
-    let value = message.header(HeaderName::CONTENT_LENGTH)?;
+    let value = message.header(HeaderName::ContentLength)?;
     Some((offset(bytes, value), value.len(), message.content_length()?))
 }
 
@@ -145,7 +146,7 @@ mod tests {
     use proptest::prelude::{any, proptest};
 
     use super::{Patch, TOKEN_LEN, sip, ssrcs};
-    use crate::wire::sip::Message;
+    use crate::wire::sip::scan::Message;
 
     fn prepared(text: &str) -> (String, Vec<usize>) {
         let bytes = text.as_bytes();

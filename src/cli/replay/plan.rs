@@ -7,7 +7,7 @@ use super::split::{self, Call};
 use crate::cli::capture::Datagram;
 use crate::types::Nanos;
 use crate::wire::echo::ECHO_TRAILER_LEN;
-use crate::wire::sip::Message;
+use crate::wire::sip::scan::Message;
 
 /// The largest datagram whose echo still fits into one (`udp(7)`: 65,507 bytes over IPv4).
 pub const MAX_PAYLOAD: usize = 65_507 - ECHO_TRAILER_LEN;
@@ -225,7 +225,7 @@ mod tests {
     use crate::cli::capture::Datagram;
     use crate::types::Nanos;
     use crate::wire::rtp::{Rtcp, Rtp};
-    use crate::wire::sip::Message;
+    use crate::wire::sip::scan::Message;
 
     fn datagram(ms: u64, source: &str, destination: &str, payload: Vec<u8>) -> Datagram {
         let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());

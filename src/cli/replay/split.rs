@@ -18,7 +18,7 @@ use crate::cli::capture::Datagram;
 use crate::types::Nanos;
 use crate::wire::rtp::{self, Kind, Rtcp, Rtp};
 use crate::wire::sdp;
-use crate::wire::sip::Message;
+use crate::wire::sip::scan::Message;
 
 /// The datagrams of one call, in the order of the capture.
 #[derive(Clone, Debug)]

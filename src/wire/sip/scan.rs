@@ -1,4 +1,4 @@
-//! A SIP message as it lies in a datagram: start line, headers, body; found, never copied.
+//! The packet path's questions to a message, without an allocation.
 //!
 //! The scanner serves whoever must find a message's call before anything has judged the message, so it
 //! is lenient where that costs nothing: it takes any version, a URI with blanks, line ends of LF alone,
@@ -10,31 +10,11 @@
 
 use memchr::memchr;
 
-/// A header's name, long and compact.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct HeaderName {
-    /// In lower case.
-    long: &'static str,
-    compact: Option<u8>,
-}
-
-impl HeaderName {
-    /// `Call-ID` or `i`.
-    pub const CALL_ID: HeaderName = HeaderName { long: "call-id", compact: Some(b'i') };
-    /// `CSeq`, which has no compact form.
-    pub const CSEQ: HeaderName = HeaderName { long: "cseq", compact: None };
-    /// `Content-Length` or `l`.
-    pub const CONTENT_LENGTH: HeaderName = HeaderName { long: "content-length", compact: Some(b'l') };
-    /// `Content-Type` or `c`.
-    pub const CONTENT_TYPE: HeaderName = HeaderName { long: "content-type", compact: Some(b'c') };
-
-    fn matches(self, name: &[u8]) -> bool {
-        match name {
-            [letter] => self.compact == Some(letter.to_ascii_lowercase()),
-            _ => name.eq_ignore_ascii_case(self.long.as_bytes()),
-        }
-    }
-}
+use super::cursor::{is_token, is_token_byte, is_version, split_line};
+use super::fields::CSeq;
+use super::list::Values;
+use super::name::HeaderName;
+use super::via::Via;
 
 /// The first line of a message.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -67,7 +47,7 @@ impl<'a> Message<'a> {
         let blank = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
         let bytes = &bytes[blank..];
         // Everything that is not text (RTP, STUN, most of DTLS) ends here.
-        if !is_token(*bytes.first()?) {
+        if !is_token_byte(*bytes.first()?) {
             return None;
         }
         let (line, rest) = split_line(bytes)?;
@@ -86,30 +66,27 @@ impl<'a> Message<'a> {
 
     /// The value of the first header called `name`, without the blanks around it. A folded value is
     /// returned as it stands, line breaks inside it included. An empty value counts as absent.
-    pub fn header(&self, name: HeaderName) -> Option<&'a [u8]> {
-        self.headers()
-            .find(|(found, _)| name.matches(found))
-            .map(|(_, value)| value)
-            .filter(|v| !v.is_empty())
+    pub fn header(&self, name: HeaderName<'_>) -> Option<&'a [u8]> {
+        self.headers().find(|(found, _)| name.is(found)).map(|(_, value)| value).filter(|v| !v.is_empty())
     }
 
     /// The Call-ID.
     pub fn call_id(&self) -> Option<&'a [u8]> {
-        self.header(HeaderName::CALL_ID)
+        self.header(HeaderName::CallId)
     }
 
     /// The method that the CSeq header names: in a response, the method of its request.
     pub fn cseq_method(&self) -> Option<&'a [u8]> {
-        self.header(HeaderName::CSEQ)?
+        self.header(HeaderName::CSeq)?
             .split(u8::is_ascii_whitespace)
             .filter(|word| !word.is_empty())
             .nth(1)
-            .filter(|word| word.iter().copied().all(is_token))
+            .filter(|word| is_token(word))
     }
 
     /// The Content-Length header, if it is a number that fits.
     pub fn content_length(&self) -> Option<usize> {
-        let value = self.header(HeaderName::CONTENT_LENGTH)?;
+        let value = self.header(HeaderName::ContentLength)?;
         let digits = value.iter().all(u8::is_ascii_digit);
         if digits { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
     }
@@ -161,13 +138,6 @@ impl<'a> Iterator for Headers<'a> {
     }
 }
 
-/// The first line without its end, and what follows; `None` if no line ends here.
-fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = memchr(b'\n', bytes)?;
-    let line = &bytes[..end];
-    Some((line.strip_suffix(b"\r").unwrap_or(line), &bytes[end + 1..]))
-}
-
 fn start_line(line: &[u8]) -> Option<StartLine<'_>> {
     let (first, after) = line.split_at(memchr(b' ', line)?);
     let after = after.trim_ascii();
@@ -180,21 +150,46 @@ fn start_line(line: &[u8]) -> Option<StartLine<'_>> {
         return (status >= 100).then_some(StartLine::Response { status });
     }
     let (uri, version) = after.split_at(after.iter().rposition(|b| *b == b' ')?);
-    let right = first.iter().copied().all(is_token) && is_version(version.trim_ascii());
+    let right = is_token(first) && is_version(version.trim_ascii());
     right.then(|| StartLine::Request { method: first, uri: uri.trim_ascii() })
 }
 
-/// `SIP/` and two numbers with a dot between them.
-fn is_version(bytes: &[u8]) -> bool {
-    let Some((name, numbers)) = bytes.split_at_checked(4) else { return false };
-    let mut parts = numbers.splitn(2, |b| *b == b'.');
-    let mut number = || parts.next().is_some_and(|n| !n.is_empty() && n.iter().all(u8::is_ascii_digit));
-    name.eq_ignore_ascii_case(b"SIP/") && number() && number()
+/// What tells a message's transaction.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Summary<'a> {
+    /// The first line.
+    pub start: StartLine<'a>,
+    /// The first Call-ID.
+    pub call_id: Option<&'a [u8]>,
+    /// The first CSeq, if it is right.
+    pub cseq: Option<CSeq<'a>>,
+    /// The branch of the topmost Via, if it is right.
+    pub branch: Option<&'a [u8]>,
 }
 
-/// RFC 3261 section 25.1, `token`.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-.!%*_+`'~".contains(&byte)
+/// Finds them in one pass without an allocation. `None` if the bytes are no message.
+pub fn summary(bytes: &[u8]) -> Option<Summary<'_>> {
+    let message = Message::parse(bytes)?;
+    let (mut call_id, mut cseq, mut via) = (None, None, None);
+    for (name, value) in message.headers() {
+        for (wanted, found) in
+            [(HeaderName::CallId, &mut call_id), (HeaderName::CSeq, &mut cseq), (HeaderName::Via, &mut via)]
+        {
+            if found.is_none() && wanted.is(name) {
+                *found = Some(value);
+            }
+        }
+        if call_id.is_some() && cseq.is_some() && via.is_some() {
+            break;
+        }
+    }
+    let via = via.and_then(|value| Via::parse(Values::of(value).next()?));
+    Some(Summary {
+        start: message.start(),
+        call_id: call_id.filter(|id| !id.is_empty()),
+        cseq: cseq.and_then(CSeq::parse),
+        branch: via.and_then(|via| via.branch()),
+    })
 }
 
 #[cfg(test)]
