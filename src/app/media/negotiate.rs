@@ -114,6 +114,8 @@ impl Media {
     ) -> Result<Vec<u8>, MediaError> {
         let body = Body::read(content_type, body)?;
         let offer = Offer::new(&body.description);
+        // Most calls never have more.
+        self.lines.reserve_exact(offer.lines.len().saturating_sub(self.lines.len()));
         for (n, (kind, transport, _)) in offer.lines.iter().enumerate() {
             if self.lines.len() == n {
                 let legs = [Leg::default(), Leg::default()];

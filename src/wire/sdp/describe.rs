@@ -321,7 +321,7 @@ impl<'a> MediaLine<'a> {
             if number::<u8>(number_word)? != payload_type {
                 return None;
             }
-            let mut parts = coding.split(|b| *b == b'/');
+            let mut parts = word(coding).0.split(|b| *b == b'/');
             Some((parts.next()?, parts.next().and_then(number).unwrap_or(0)))
         })
     }
