@@ -7,6 +7,7 @@
 pub mod classify;
 pub mod echo;
 pub mod media;
+pub mod sip;
 pub mod table;
 
 use crate::types::{CallKey, Endpoint, LocalId, Nanos};
