@@ -1,0 +1,4 @@
+//! Call flows, each run straight and over snapshots.
+
+mod calls;
+mod harness;

@@ -1,0 +1,110 @@
+//! Time passes: what is due in a call, and when the next thing is.
+
+use super::client::Expiry;
+use super::run::{Ctx, Run};
+use super::state::{DialogState, Exchange, NEVER, State};
+use super::story::Cause;
+use crate::app::TimerId;
+use crate::app::media::Side;
+use crate::types::Nanos;
+
+/// A call's only timer.
+const NEXT: TimerId = TimerId(0);
+
+impl State {
+    pub(super) fn on_time(&mut self, run: &mut Run<'_, impl Ctx>) {
+        // The timer that has fired is set no more.
+        self.armed = NEVER;
+        let now = run.now();
+        // What is begun meanwhile is not due yet.
+        for at in 0..self.exchanges.len() {
+            for which in 0..self.exchanges[at].clients.len() {
+                let exchange = &mut self.exchanges[at];
+                match exchange.clients[which].tick(run, exchange.verb) {
+                    Expiry::No => {}
+                    expiry => self.on_expiry(run, at, which, expiry == Expiry::Rang),
+                }
+            }
+            if let Some(server) = &mut self.exchanges[at].server {
+                server.tick(run);
+            }
+        }
+        let longest = run.config.max_call.unwrap_or(Nanos::MAX).0;
+        self.end_dialogs(run, |dialog| {
+            let (at, cause) = dialog.due(longest);
+            (at <= now).then_some(cause)
+        });
+        self.listen_to_media(run);
+    }
+
+    /// When media that is silent from then on is silent for too long.
+    fn silence(&self, run: &Run<'_, impl Ctx>) -> u64 {
+        let timeout = run.config.media.as_ref().and_then(|media| media.timeout);
+        let answered = self.dialogs.iter().filter(|dialog| dialog.state == DialogState::Confirmed);
+        match (timeout, answered.map(|dialog| dialog.answered).max()) {
+            (Some(timeout), Some(_)) if self.media.is_anchored() => self.listen.saturating_add(timeout.0),
+            _ => NEVER,
+        }
+    }
+
+    /// Ends the call if no media came for too long; else looks again later. Packets move no timer.
+    fn listen_to_media(&mut self, run: &mut Run<'_, impl Ctx>) {
+        if self.silence(run) > run.now() {
+            return;
+        }
+        let last = [Side::Caller, Side::Callee].map(|side| self.media.last_packet(side)).into_iter().max();
+        let heard = last.flatten().map_or(0, |at| at.0);
+        if self.media.is_held() {
+            self.listen = run.now();
+        } else if heard > self.listen {
+            self.listen = heard;
+        }
+        if self.silence(run) <= run.now() {
+            self.end_dialogs(run, |dialog| {
+                (dialog.state == DialogState::Confirmed).then_some(Cause::MediaTimeout)
+            });
+        }
+    }
+
+    /// After everything: forgets what is over, writes what is to be written, and sets the timer.
+    pub(super) fn finish(&mut self, run: &mut Run<'_, impl Ctx>) {
+        let now = run.now();
+        self.exchanges.retain(|exchange| !exchange.is_over(now));
+        if self.exchanges.is_empty() {
+            self.exchanges = Vec::new();
+        }
+        self.settle(run);
+        run.finish();
+        if self.exchanges.is_empty() && self.dialogs.is_empty() {
+            return run.ctx.end();
+        }
+        let next = self.deadline(run);
+        if next != self.armed {
+            run.ctx.set_timer(NEXT, Nanos(next));
+            self.armed = next;
+        }
+    }
+
+    fn deadline(&self, run: &Run<'_, impl Ctx>) -> u64 {
+        let longest = run.config.max_call.unwrap_or(Nanos::MAX).0;
+        let exchanges = self.exchanges.iter().map(Exchange::deadline);
+        let dialogs = self.dialogs.iter().map(|dialog| dialog.due(longest).0);
+        exchanges.chain(dialogs).min().unwrap_or(NEVER).min(self.silence(run))
+    }
+}
+
+impl Exchange {
+    fn deadline(&self) -> u64 {
+        let clients = self.clients.iter().map(super::state::Client::deadline);
+        clients.chain(self.server.as_ref().map(super::state::Server::deadline)).min().unwrap_or(NEVER)
+    }
+
+    pub(super) fn is_over(&self, now: u64) -> bool {
+        let current = self.clients.len().saturating_sub(1);
+        let gone = |(which, client): (usize, &super::state::Client)| {
+            client.is_over(now) || which < current && client.until <= now
+        };
+        self.server.as_ref().is_none_or(|server| server.is_over(now))
+            && self.clients.iter().enumerate().all(gone)
+    }
+}
