@@ -134,6 +134,7 @@ impl Cluster {
                 blocked_after: Nanos::from_millis(15),
                 lossy_go: true,
                 resync_rate: 0,
+                admission: Default::default(),
                 founding: None,
                 takeover: None,
                 safeguards: Safeguards::default(),

@@ -214,6 +214,7 @@ impl World {
             blocked_after: Nanos::from_millis(15),
             lossy_go: true,
             resync_rate: 0,
+            admission: Default::default(),
             founding: None,
             takeover: None,
             safeguards: self.safeguards,

@@ -41,6 +41,23 @@ impl ShardCore for Fake {
         self.replies.push((packet.source, packet.local, bytes));
         packet.payload[0] != b'x'
     }
+    fn admit(
+        &mut self,
+        _now: Now,
+        _key: CallKey,
+        packet: &Inbound<'_>,
+        _behind: Nanos,
+        answer: &mut Vec<u8>,
+    ) -> bool {
+        if packet.payload.ends_with(b"?") {
+            answer.extend_from_slice(b"no");
+        }
+        answer.is_empty()
+    }
+    fn on_notice(&mut self, _now: Now, notice: &Notice) -> usize {
+        self.heard.push(format!("notice {}", String::from_utf8_lossy(&notice.bytes)));
+        3
+    }
     fn on_peer(&mut self, _now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
         self.heard.push(format!("{from} {} {}", boot.0, String::from_utf8_lossy(plaintext)));
     }
@@ -79,6 +96,12 @@ impl ShardCore for Fake {
     }
     fn next_timeout(&self) -> Nanos {
         self.deadline
+    }
+    fn figures(&self, _now: Now) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+    fn has_call(&self, _local: LocalId) -> bool {
+        false
     }
     fn digests(&self) -> serde_json::Value {
         serde_json::Value::Null
