@@ -162,8 +162,9 @@ impl Party {
     }
 
     /// Whether this packet comes from there; what was late before it is passed over.
-    fn hears(&self, packet: &[u8], from: SocketAddr) -> bool {
+    fn hears(&self, packet: &[u8], from: SocketAddr, patience: Duration) -> bool {
         let mut buffer = [0; 2_048];
+        self.rtp.set_read_timeout(Some(patience)).unwrap();
         while let Ok((len, source)) = self.rtp.recv_from(&mut buffer) {
             assert_eq!(source, from);
             if buffer[..len] == *packet {
@@ -202,10 +203,10 @@ impl Call {
     }
 
     /// One packet each way; how many came through as they were, from where they should.
-    fn talk(&mut self) -> usize {
+    fn talk(&mut self, patience: Duration) -> usize {
         let (to_bob, to_alice) = (self.alice.talk(self.for_alice), self.bob.talk(self.for_bob));
-        let at_bob = self.bob.hears(&to_bob, self.for_bob);
-        let at_alice = self.alice.hears(&to_alice, self.for_alice);
+        let at_bob = self.bob.hears(&to_bob, self.for_bob, patience);
+        let at_alice = self.alice.hears(&to_alice, self.for_alice, patience);
         usize::from(at_bob) + usize::from(at_alice)
     }
 
@@ -252,6 +253,11 @@ fn wait_until_open(cluster: &Local) {
     println!("media ports open after {:?}", began.elapsed());
 }
 
+/// The node that holds the service address.
+fn owner(cluster: &Local) -> u16 {
+    cluster.nodes.status(1)["control"]["map"]["addresses"][0]["owner"].as_u64().unwrap() as u16
+}
+
 fn start(bob: &Party, cdr: &Path, more: &[&str]) -> Local {
     let (route, cdr) = (format!("default={}", bob.at()), cdr.display().to_string());
     let mut args = vec!["--app", "sip", "--route", &route, "--cdr", &cdr];
@@ -266,10 +272,19 @@ fn a_call_with_media_through_three_nodes_is_recorded_once() {
     sandboxed("a_call_with_media_through_three_nodes_is_recorded_once", &[], Otherwise::RunHere, || {
         let (folder, bob) = (Folder::new(), Party::new());
         let cdr = folder.join("cdr");
-        let cluster = start(&bob, &cdr, &["--shards", "2"]);
+        let cluster = start(&bob, &cdr, &["--shards", "2", "--media-ports", "21000-22999"]);
         let mut call = Call::set_up(cluster.service, Party::new(), bob, "once");
-        let through: usize = (0..50).map(|_| call.talk()).sum();
+        let through: usize = (0..50).map(|_| call.talk(SOON)).sum();
         assert_eq!(through, 100);
+
+        // Nobody has these ports: what comes there is not even logged.
+        let used = [call.for_alice.port() / 2, call.for_bob.port() / 2];
+        let unused = (22_000..22_900).filter(|port| !used.contains(&(port / 2)));
+        for port in unused.take(8) {
+            call.alice.rtp.send_to(&[0x80; 40], SocketAddr::new(cluster.service.ip(), port)).unwrap();
+        }
+        let strays = || sum(&cluster.nodes.status(owner(&cluster)), "engine", "turned_away_no_call");
+        assert!(until(SOON, || strays() == 8), "{}", strays());
 
         let mut status = tandem();
         status.args(["status", "--at", &cluster.nodes.node(1).control.to_string()]);
@@ -292,17 +307,27 @@ fn a_call_goes_on_when_its_owner_is_killed() {
         let cdr = folder.join("cdr");
         let cluster = start(&bob, &cdr, &["--shards", "1"]);
         let mut call = Call::set_up(cluster.service, Party::new(), bob, "survivor");
-        assert_eq!((0..10).map(|_| call.talk()).sum::<usize>(), 20);
-        let map = cluster.nodes.status(1)["control"]["map"].clone();
-        let owner = map["addresses"][0]["owner"].as_u64().unwrap() as u16;
-        cluster.nodes.kill_engine(owner);
+        assert_eq!((0..10).map(|_| call.talk(SOON)).sum::<usize>(), 20);
+        cluster.nodes.kill_engine(owner(&cluster));
         let (began, mut silent) = (Instant::now(), 0);
-        while call.talk() < 2 {
+        while call.talk(Duration::from_millis(20)) < 2 {
             silent += 1;
             assert!(began.elapsed() < Duration::from_secs(5), "no media after the owner's death");
         }
         println!("owner killed: {silent} rounds without media, {:?}", began.elapsed());
-        assert_eq!((0..10).map(|_| call.talk()).sum::<usize>(), 20);
+        let through: Vec<usize> = (0..10).map(|_| call.talk(SOON)).collect();
+        assert_eq!(
+            through,
+            [2; 10],
+            "{:?}",
+            cluster
+                .nodes
+                .nodes
+                .iter()
+                .map(|n| cluster.nodes.status(n.id))
+                .map(|s| s["shards"][0]["io"]["dropped"].clone())
+                .collect::<Vec<_>>()
+        );
         call.hang_up(cluster.service);
         let record = &records(&cdr, 1)[0];
         assert!(record["takeovers"].as_u64().unwrap() >= 1, "{record:#}");
@@ -339,8 +364,9 @@ fn routes_are_read_again_and_bad_ones_change_nothing() {
         Party::new().invite(cluster.service, "third");
         carol.hear("INVITE ");
 
-        // As an operator's script does it.
-        std::fs::write(&routes, format!("default {}\n", bob.at())).unwrap();
+        // As an operator's script does it. Pings are not answered: every slot hears of it, whichever one pings.
+        let pings = "ping 1s\nping-timeout 100ms\ndown-after 1\n";
+        std::fs::write(&routes, format!("default {}\n{pings}", bob.at())).unwrap();
         for node in &cluster.nodes.nodes {
             harness::sh(&format!("kill -HUP {}", node.pid));
         }
@@ -350,6 +376,13 @@ fn routes_are_read_again_and_bad_ones_change_nothing() {
             bob.listen("INVITE ", Duration::from_millis(200)).is_ok()
         });
         assert!(back, "routes are not read on SIGHUP");
+        let down = || {
+            let statuses = cluster.nodes.nodes.iter().map(|node| cluster.nodes.status(node.id));
+            let shards: Vec<Value> = statuses.flat_map(|s| s["shards"].as_array().unwrap().clone()).collect();
+            let owning: Vec<_> = shards.iter().filter(|s| s["engine"]["slots_owned"] != 0).collect();
+            owning.len() == 2 && owning.iter().all(|shard| shard["app"]["targets_down"] == 1)
+        };
+        assert!(until(SOON, down), "a silent target is not down");
         cluster.interrupt();
     });
 }

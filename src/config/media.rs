@@ -7,6 +7,8 @@ use std::net::IpAddr;
 
 /// Slots where nothing but the number of calls matters.
 const SLOTS: u16 = 4_096;
+/// Slots of SIP without media: each has a keeper.
+const SLOTS_OF_SIP: u16 = 1_024;
 /// The fewest pairs of ports a slot can work with: two for a call, and two resting.
 const FEWEST_PAIRS: u32 = 4;
 /// Pairs of ports that auto gives a slot. Calls spread over slots by chance, and a call that finds its slot's share lent
@@ -23,13 +25,17 @@ pub(super) fn settle(settings: &mut Settings) -> Result<(), (&'static str, Strin
     let range = settings.media_ports;
     let first = u32::from(range.first).next_multiple_of(2);
     let pairs = (u32::from(range.last) + 1).saturating_sub(first) / 2;
-    let sip = settings.app == App::Sip;
+    let media = settings.app == App::Sip && !range.is_off();
     if settings.slots == 0 {
         let per_address = (pairs / USUAL_PAIRS).max(1).ilog2();
         let slots = (1 << per_address) * addresses.max(1);
-        settings.slots = if sip { slots.min(32_768) as u16 } else { SLOTS };
+        settings.slots = match settings.app {
+            App::Echo => SLOTS,
+            App::Sip if media => slots.min(32_768) as u16,
+            App::Sip => SLOTS_OF_SIP,
+        };
     }
-    if !sip {
+    if !media {
         return Ok(());
     }
     let slots = u32::from(settings.slots).div_ceil(addresses.max(1));
@@ -93,6 +99,7 @@ mod tests {
         assert_eq!(slots(&[sip, ("MEDIA_PORTS", "20000-20009")]), Ok(1));
         assert_eq!(slots(&[sip, ("SERVICE", "127.0.0.1:5060,127.0.0.2:5060,127.0.0.2:5061")]), Ok(64));
         assert_eq!(slots(&[sip, ("SLOTS", "500")]), Ok(500));
+        assert_eq!(slots(&[sip, ("MEDIA_PORTS", "off")]), Ok(1_024));
         let text = |pairs: &[(&str, &str)]| slots(pairs).unwrap_err().to_string();
         let many = text(&[sip, ("SLOTS", "501")]);
         for part in ["TANDEM_MEDIA_PORTS=20000-23999", "4008 ports would do", "TANDEM_SLOTS=500"] {

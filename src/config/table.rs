@@ -110,7 +110,7 @@ settings! {
         "1 to TANDEM_R, or 0 for a majority of it"; "how many members must hold an entry before its replies go out"
 
     "SLOTS" slots: u16 = "auto", Cluster, slots;
-        "1 to 32768, or auto: 4096 for echo; for sip as many as TANDEM_MEDIA_PORTS gives 48 pairs of ports each, a power of two for each service address";
+        "1 to 32768, or auto: 4096 for echo; for sip as many as TANDEM_MEDIA_PORTS gives 48 pairs of ports each, a power of two for each service address, or 1024 without media";
         "how many replicated logs the calls are spread over"
 
     "SHARDS" shards: u16 = "auto", Cluster, shards;
@@ -127,7 +127,7 @@ settings! {
         "routes besides those of TANDEM_ROUTES"
 
     "MEDIA_PORTS" media_ports: PortRange = "20000-23999", Cluster, str::parse;
-        "FIRST-LAST, at least 4 pairs of ports for each slot of an address";
+        "FIRST-LAST, at least 4 pairs of ports for each slot of an address; or off: media goes its own way";
         "the ports of each service address at which media arrives (TANDEM_APP=sip): a socket each, a call with audio takes four"
 
     "ICE" ice: Ice = "remove", Cluster, str::parse;

@@ -452,7 +452,7 @@ impl Show for Option<PathBuf> {
     }
 }
 
-/// Neighbouring UDP ports.
+/// Neighbouring UDP ports, or none.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct PortRange {
     /// The first.
@@ -461,10 +461,23 @@ pub struct PortRange {
     pub last: u16,
 }
 
+impl PortRange {
+    /// No ports.
+    const OFF: PortRange = PortRange { first: 0, last: 0 };
+
+    /// Whether there are none.
+    pub fn is_off(&self) -> bool {
+        *self == PortRange::OFF
+    }
+}
+
 impl FromStr for PortRange {
     type Err = Why;
 
     fn from_str(text: &str) -> Result<PortRange, Why> {
+        if text == "off" {
+            return Ok(PortRange::OFF);
+        }
         let (first, last) = text.split_once('-').ok_or("no - between the first port and the last")?;
         let port = |text: &str| number(text, 1024..=65_535).map_err(|why| format!("\"{text}\" is {why}"));
         let (first, last) = (port(first)?, port(last)?);
@@ -478,7 +491,7 @@ impl FromStr for PortRange {
 
 impl Show for PortRange {
     fn show(&self) -> String {
-        format!("{}-{}", self.first, self.last)
+        if self.is_off() { "off".into() } else { format!("{}-{}", self.first, self.last) }
     }
 }
 

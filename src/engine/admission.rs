@@ -1,6 +1,8 @@
 //! Which new calls an ingress takes. What begins no call ([`CallApp::opens`]), or is about one that is known here, always
 //! goes on: under overload calls in progress keep their packets, and only new ones are turned away, outside any log.
 //!
+//! Media for a port that no call has goes no further either: it would be logged on every member only to be dropped.
+//!
 //! What is counted:
 //!
 //! - Calls a second, in all and of each source IP address: packets that begin a call this shard does not know. A request
@@ -72,6 +74,8 @@ pub enum TurnedAway {
     SourceCalls,
     /// The loop is behind, or the log has no room for more.
     Overload,
+    /// Media for a port that no call has.
+    NoCall,
 }
 
 impl TurnedAway {
@@ -79,7 +83,7 @@ impl TurnedAway {
     fn retry_after(self) -> u32 {
         match self {
             TurnedAway::Rate | TurnedAway::SourceRate => 2,
-            TurnedAway::Overload => 5,
+            TurnedAway::Overload | TurnedAway::NoCall => 5,
             TurnedAway::Calls | TurnedAway::SourceCalls => 10,
         }
     }
@@ -228,8 +232,8 @@ impl<A: CallApp> Shard<A> {
         behind: Nanos,
         answer: &mut Vec<u8>,
     ) -> Result<(), TurnedAway> {
-        if packet.local.port != 0 || packet.local == LocalId::NOTICE {
-            return Ok(());
+        if packet.local.port != 0 {
+            return self.admit_media(key, packet.local);
         }
         let overload = behind >= BEHIND || self.has_no_room(key);
         if !overload && self.admission.is_idle() || self.knows(key) || !self.app.opens(packet) {
@@ -258,9 +262,7 @@ impl<A: CallApp> Shard<A> {
             self.admission.counted = now;
             let owned = self.slots.iter().filter(|slot| slot.owner.is_some());
             let tables = owned.filter_map(|slot| slot.seat.as_ref()).map(|seat| &seat.table);
-            let calls =
-                tables.map(|table| table.len() - usize::from(table.warm(CallKey::keeper(table.slot()))));
-            self.admission.calls = calls.sum::<usize>() as u64;
+            self.admission.calls = tables.map(|table| table.clients_calls() as u64).sum();
         }
         let Shard { admission, slots, map, config, .. } = self;
         let is_live = |key: CallKey| {
@@ -268,6 +270,19 @@ impl<A: CallApp> Shard<A> {
             slots.get(index).and_then(|slot| slot.seat.as_ref()).is_some_and(|seat| seat.table.warm(key))
         };
         admission.decide(now, key, from, is_live)
+    }
+
+    /// Ports are lent by entries that were executed here before anybody heard of them, unless this node has just become the
+    /// owner and does not know the whole log yet, or is no member.
+    fn admit_media(&mut self, key: CallKey, local: LocalId) -> Result<(), TurnedAway> {
+        let slot = key.slot(self.map.slots);
+        let known = self.index(slot.0).is_some_and(|at| self.slots[at].owner.is_some());
+        let stray = known && self.map.group(slot).member(self.config.me).is_some() && !self.has_call(local);
+        if stray {
+            self.counts.turn_away(TurnedAway::NoCall);
+            return Err(TurnedAway::NoCall);
+        }
+        Ok(())
     }
 
     fn knows(&self, key: CallKey) -> bool {

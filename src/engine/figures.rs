@@ -2,7 +2,7 @@
 
 use super::shard::Shard;
 use crate::app::{CallApp, Figure, Inbound};
-use crate::types::{CallKey, Endpoint, LocalId, Now};
+use crate::types::{Endpoint, LocalId, Now};
 use std::collections::BTreeMap;
 
 impl<A: CallApp> Shard<A> {
@@ -26,8 +26,7 @@ impl<A: CallApp> Shard<A> {
         let mut figures = BTreeMap::from([("calls", 0)]);
         let owned = self.slots.iter().filter(|slot| slot.owner.is_some());
         for table in owned.filter_map(|slot| slot.seat.as_ref()).map(|seat| &seat.table) {
-            let keeper = usize::from(table.call(CallKey::keeper(table.slot())).is_some());
-            *figures.entry("calls").or_default() += (table.len() - keeper) as u64;
+            *figures.entry("calls").or_default() += table.clients_calls() as u64;
             self.app.figures(table.shared(), now.wall, &mut |name, figure| {
                 let known = figures.entry(name).or_default();
                 *known = match figure {

@@ -112,6 +112,8 @@ pub struct ShardStats {
     pub turned_away_source_calls: u64,
     /// New calls turned away: the loop was behind, or the log nearly full.
     pub turned_away_overload: u64,
+    /// Media dropped: for a port that no call has.
+    pub turned_away_no_call: u64,
     /// Outputs dropped by the application's call table: too long, or too many for one entry.
     pub outputs_dropped: u64,
     /// Gauge: live calls.
@@ -151,6 +153,7 @@ impl ShardStats {
             TurnedAway::SourceRate => self.turned_away_source_rate += 1,
             TurnedAway::SourceCalls => self.turned_away_source_calls += 1,
             TurnedAway::Overload => self.turned_away_overload += 1,
+            TurnedAway::NoCall => self.turned_away_no_call += 1,
         }
     }
 

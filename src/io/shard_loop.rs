@@ -533,7 +533,9 @@ impl<C: ShardCore> ShardLoop<C> {
     /// do is cheaper than a system call in each turn that moves the deadline.
     fn arm(&mut self, now: Now) -> io::Result<()> {
         let outgoing = &self.parts.outgoing;
-        let own = outgoing.media.due().min(outgoing.records.as_ref().map_or(Nanos::MAX, Records::due));
+        // What is due already is no reason to wake: the loop does not sleep then.
+        let media = Some(outgoing.media.due()).filter(|due| *due > now.mono).unwrap_or(Nanos::MAX);
+        let own = media.min(outgoing.records.as_ref().map_or(Nanos::MAX, Records::due));
         let deadline = self.core.next_timeout().min(self.held.next_timeout()).min(own);
         if deadline < self.armed || self.armed <= now.mono {
             self.timer.arm(deadline)?;

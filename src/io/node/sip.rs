@@ -31,6 +31,11 @@ fn ports(settings: &Settings) -> MediaPorts {
     MediaPorts { first: range.first, last: range.last, slots: settings.slots, addresses }
 }
 
+/// Whether media comes here.
+fn has_media(settings: &Settings) -> bool {
+    settings.app == App::Sip && !settings.media_ports.is_off()
+}
+
 /// The media ports of a shard, if the application has any.
 pub(super) fn media_plan(settings: &Settings, shard: u16) -> Option<MediaPlan> {
     let plan = || MediaPlan {
@@ -39,13 +44,13 @@ pub(super) fn media_plan(settings: &Settings, shard: u16) -> Option<MediaPlan> {
         shards: settings.shards,
         shard,
     };
-    (settings.app == App::Sip).then(plan)
+    has_media(settings).then(plan)
 }
 
 /// How many media sockets a node has that holds every service address.
 pub(super) fn media_sockets(settings: &Settings) -> u64 {
     let pairs = u64::from(ports(settings).share_per_slot()) * u64::from(settings.slots);
-    if settings.app == App::Sip { pairs * 2 } else { 0 }
+    if has_media(settings) { pairs * 2 } else { 0 }
 }
 
 /// The application.
@@ -56,7 +61,7 @@ pub(super) fn app(settings: &Settings) -> Sip {
     let some = |time: Nanos| (time > Nanos::ZERO).then_some(time);
     let session = |time: Nanos| SessionTimer { interval: (time.0 / 1_000_000_000) as u32, min_se: MIN_SE };
     Sip::new(SipConfig {
-        media: Some(MediaConfig {
+        media: has_media(settings).then(|| MediaConfig {
             ports: ports(settings),
             ice: match settings.ice {
                 config::Ice::Remove => Ice::Remove,
@@ -78,4 +83,24 @@ pub(super) fn app(settings: &Settings) -> Sip {
 pub(super) fn admission(settings: &Settings) -> AdmissionLimits {
     let Settings { cps, max_calls: calls, source_cps, source_calls, shards, .. } = *settings;
     AdmissionLimits { cps, calls, source_cps, source_calls }.share(shards)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_numbered_by_their_first_endpoint_and_ports_are_counted_on_all() {
+        let service = "127.0.0.9:5060,127.0.0.8:5060,127.0.0.9:5061";
+        let pairs = [("SERVICE", service), ("MEDIA_PORTS", "20001-21000"), ("SHARDS", "2"), ("CPS", "9")];
+        let echo = Settings::from_pairs(&pairs).unwrap();
+        assert!(media_plan(&echo, 0).is_none() && media_sockets(&echo) == 0);
+        let sip = Settings::from_pairs(&[&pairs[..], &[("APP", "sip")]].concat()).unwrap();
+        let plan = media_plan(&sip, 1).unwrap();
+        assert_eq!(plan.addresses, [([127, 0, 0, 9].into(), 0), ([127, 0, 0, 8].into(), 1)]);
+        assert_eq!((sip.slots, plan.ports.share_per_slot(), media_sockets(&sip)), (16, 62, 16 * 62 * 2));
+        assert_eq!(admission(&sip).cps, 5);
+        let config = app(&sip).config().clone();
+        assert_eq!(config.endpoints.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>(), [0, 1, 0]);
+    }
 }
