@@ -15,7 +15,9 @@ use tandem::cli::capture::survey::survey;
 use tandem::cli::capture::{decode, read};
 use tandem::types::{Endpoint, LocalId};
 use tandem::wire::rtp::{Kind, Rtcp, Rtp, kind};
+use tandem::wire::sip::check::{Verdict, judge};
 use tandem::wire::sip::scan::{Message, StartLine};
+use tandem::wire::sip::{self, Reply};
 
 /// The index cuts its columns after this many characters.
 const COLUMN: usize = 60;
@@ -175,6 +177,10 @@ fn look_into(payload: &[u8]) {
         assert!(message.headers().count() <= payload.len());
         assert!(message.body().len() < payload.len());
         tandem::wire::sdp::announced(message.body()).count();
+    }
+    if let Verdict::Refuse(request, refusal) = judge(payload) {
+        let reply = Reply::refuse(&request, refusal).to_tag(b"1").seen_from(source.into()).build();
+        assert!(sip::Message::parse(&reply).is_ok_and(|reply| reply.code() == Some(refusal.code)));
     }
     kind(payload);
 }

@@ -238,6 +238,5 @@ fn every_other_file_meets_some_fate() {
             *fates.entry(format!("{fate:?}")).or_default() += 1;
         }
     }
-    eprintln!("{fates:#?}");
     assert!(fates.values().sum::<usize>() > 200, "{fates:?}");
 }

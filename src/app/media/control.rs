@@ -49,7 +49,7 @@ impl Line {
         if block.last_report == 0 || block.last_report != time {
             return;
         }
-        let held = u64::from(block.delay) * 1_000_000 >> 16;
+        let held = (u64::from(block.delay) * 1_000_000) >> 16;
         let round_trip = now.since(Nanos(at)).as_micros().saturating_sub(held).min(MAX_ROUND_TRIP);
         if let Some(control) = &mut self.legs[from].control {
             // 0 stands for unknown.

@@ -82,9 +82,9 @@ pub(super) struct Folded {
 impl Folded {
     pub(super) fn add(&mut self, stream: &Stream) {
         self.streams = self.streams.saturating_add(1);
-        self.packets += u64::from(stream.packets);
-        self.bytes += stream.bytes;
-        self.lost += u64::from(stream.lost());
+        self.packets = self.packets.saturating_add(stream.packets.into());
+        self.bytes = self.bytes.saturating_add(stream.bytes);
+        self.lost = self.lost.saturating_add(stream.lost().into());
     }
 }
 
@@ -128,7 +128,7 @@ impl Stream {
     /// Counts a packet.
     pub(super) fn take(&mut self, rtp: &Rtp<'_>, bytes: usize, coding: Coding, now: Nanos) {
         self.packets = self.packets.saturating_add(1);
-        self.bytes += bytes as u64;
+        self.bytes = self.bytes.saturating_add(bytes as u64);
         let gap = now.since(Nanos(self.last)).as_micros();
         self.gap = self.gap.max(u32::try_from(gap).unwrap_or(u32::MAX));
         self.last = self.last.max(now.0);
@@ -149,12 +149,12 @@ impl Stream {
         let ahead = number.wrapping_sub(self.highest as u16);
         let back = ahead.wrapping_neg();
         if (1..MAX_DROPOUT).contains(&ahead) {
-            self.runs += u32::from(ahead > 1);
+            self.runs = self.runs.saturating_add((ahead > 1).into());
             self.highest = self.highest.wrapping_add(ahead.into());
             self.came = if ahead < REMEMBERED { self.came << ahead | 1 } else { 1 };
             self.probe = None;
         } else if ahead == 0 {
-            self.duplicates += 1;
+            self.duplicates = self.duplicates.saturating_add(1);
         } else if back <= MAX_MISORDER {
             self.behind(back);
         } else if self.probe == Some(number) {
@@ -165,7 +165,7 @@ impl Stream {
             self.base = self.highest.wrapping_sub(1);
             (self.came, self.probe, self.transit) = (3, None, None);
         } else {
-            self.outside += 1;
+            self.outside = self.outside.saturating_add(1);
             self.probe = Some(number.wrapping_add(1));
         }
     }
@@ -174,21 +174,21 @@ impl Stream {
     fn behind(&mut self, back: u16) {
         let bit = |back: u16| if back < REMEMBERED { 1_u64 << back } else { 0 };
         if self.came & bit(back) != 0 {
-            self.duplicates += 1;
+            self.duplicates = self.duplicates.saturating_add(1);
             return;
         }
-        self.late += 1;
+        self.late = self.late.saturating_add(1);
         let number = self.highest.wrapping_sub(back.into());
         if (number.wrapping_sub(self.base) as i32) < 0 {
             // It was sent before the first that came; what lies between is a run of losses.
-            self.runs += u32::from(self.base.wrapping_sub(number) > 1);
+            self.runs = self.runs.saturating_add((self.base.wrapping_sub(number) > 1).into());
             self.base = number;
         } else if back < REMEMBERED - 1 {
             // It fills a run of losses, cuts it in two, or shortens it.
             let (before, after) = (self.came & bit(back + 1) != 0, self.came & bit(back - 1) != 0);
             match (before || number == self.base, after) {
                 (true, true) => self.runs = self.runs.saturating_sub(1),
-                (false, false) => self.runs += 1,
+                (false, false) => self.runs = self.runs.saturating_add(1),
                 _ => {}
             }
         }
@@ -206,7 +206,8 @@ impl Stream {
             let difference = (transit.wrapping_sub(before) as i32).unsigned_abs();
             // A jump of a minute and more is a new timestamp base.
             if u64::from(difference) < clock.saturating_mul(60) {
-                self.jitter = self.jitter.wrapping_add(difference).wrapping_sub((self.jitter + 8) >> 4);
+                let fade = self.jitter.saturating_add(8) >> 4;
+                self.jitter = self.jitter.saturating_add(difference).saturating_sub(fade);
                 self.jitter_max = self.jitter_max.max(self.jitter);
             }
         }

@@ -375,7 +375,7 @@ fn errors_leave_everything_as_it_was() {
     // 25 pairs; this call wants 28.
     let many = audio(CALLER, &"m=audio 4002 RTP/AVP 0\r\n".repeat(13));
     let refused = stand.offer(Side::Caller, &many).expect_err("no ports");
-    assert_eq!((refused.clone(), refused.status()), (MediaError::NoPorts(NoPorts), Some(503)));
+    assert_eq!((refused, refused.status()), (MediaError::NoPorts(NoPorts), Some(503)));
     assert_eq!(all(&stand), (0, false));
 }
 

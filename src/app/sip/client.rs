@@ -2,7 +2,7 @@
 //! RFC 6026).
 
 use super::run::{Ctx, Run};
-use super::state::{Cancel, Client, ClientState, Hop, Repeat, Verb};
+use super::state::{Cancel, Client, ClientState, Hop, NEVER, Repeat, Verb};
 use super::timing::{GIVE_UP, T2, T4};
 use crate::wire::sip::{self, Message};
 
@@ -144,7 +144,7 @@ impl Client {
                 _ => Expiry::Silent,
             };
         }
-        let most = if verb == Verb::Invite { u64::MAX } else { T2 };
+        let most = if verb == Verb::Invite { NEVER } else { T2 };
         if self.is_open() && self.repeat.is_due(now, most) {
             run.send(self.to, &self.sent);
         }
@@ -156,9 +156,9 @@ impl Client {
         Expiry::No
     }
 
-    pub(super) fn deadline(&self) -> u64 {
-        let cancel = if let Cancel::Sent(repeat) = &self.cancel { repeat.at } else { u64::MAX };
-        self.repeat.at.min(self.until).min(cancel)
+    pub(super) fn deadlines(&self) -> [u64; 3] {
+        let cancel = if let Cancel::Sent(repeat) = &self.cancel { repeat.at } else { NEVER };
+        [self.repeat.at, self.until, cancel]
     }
 
     pub(super) fn is_over(&self, now: u64) -> bool {

@@ -109,8 +109,8 @@ impl Server {
         }
     }
 
-    pub(super) fn deadline(&self) -> u64 {
-        self.repeat.at.min(self.until)
+    pub(super) fn deadlines(&self) -> [u64; 2] {
+        [self.repeat.at, self.until]
     }
 
     pub(super) fn is_over(&self, now: u64) -> bool {

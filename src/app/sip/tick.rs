@@ -85,18 +85,21 @@ impl State {
         }
     }
 
+    /// The next time at which something is due. What has passed is done, and only waits for the rest of its exchange.
     fn deadline(&self, run: &Run<'_, impl Ctx>) -> u64 {
+        let now = run.now();
         let longest = run.config.max_call.unwrap_or(Nanos::MAX).0;
-        let exchanges = self.exchanges.iter().map(Exchange::deadline);
+        let exchanges = self.exchanges.iter().flat_map(Exchange::deadlines);
         let dialogs = self.dialogs.iter().map(|dialog| dialog.due(longest).0);
-        exchanges.chain(dialogs).min().unwrap_or(NEVER).min(self.silence(run))
+        let all = exchanges.chain(dialogs).chain([self.silence(run)]);
+        all.filter(|at| *at > now).min().unwrap_or(NEVER)
     }
 }
 
 impl Exchange {
-    fn deadline(&self) -> u64 {
-        let clients = self.clients.iter().map(super::state::Client::deadline);
-        clients.chain(self.server.as_ref().map(super::state::Server::deadline)).min().unwrap_or(NEVER)
+    fn deadlines(&self) -> impl Iterator<Item = u64> {
+        let clients = self.clients.iter().flat_map(super::state::Client::deadlines);
+        clients.chain(self.server.iter().flat_map(super::state::Server::deadlines))
     }
 
     pub(super) fn is_over(&self, now: u64) -> bool {

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use super::cursor::offset;
+use super::list::Values;
 use super::message::{Message, Start};
 use super::method::Method;
 use super::name::HeaderName;
@@ -44,14 +46,17 @@ impl<'m> Reply<'m> {
     pub fn refuse(request: &'m Message<'m>, refusal: Refusal) -> Reply<'m> {
         let mut reply = Reply::new(request, refusal.code, refusal.reason.text().as_bytes());
         if refusal.reason == Reason::Extension {
-            for tag in request.values(HeaderName::ProxyRequire) {
-                reply = reply.header(HeaderName::Unsupported, tag);
+            // Nothing of what is asked for is supported. Whole headers, so that an answer is not much longer
+            // than what it answers.
+            for asked in request.all(HeaderName::ProxyRequire) {
+                reply = reply.header(HeaderName::Unsupported, asked.value);
             }
         }
         reply
     }
 
     /// The tag for a To that has none; a 100 gets none.
+    #[expect(clippy::wrong_self_convention, reason = "the tag of the header To, no conversion")]
     pub fn to_tag(mut self, tag: &'m [u8]) -> Reply<'m> {
         self.to_tag = tag;
         self
@@ -81,9 +86,13 @@ impl<'m> Reply<'m> {
         let mut out = Vec::with_capacity(request.bytes().len() + self.extra.len() + self.body.len() + 64);
         let code = self.code.to_string();
         write_parts(&mut out, &[b"SIP/2.0 ", code.as_bytes(), b" ", self.reason, b"\r\n"]);
-        for (i, via) in request.values(HeaderName::Via).enumerate() {
-            match self.source {
-                Some(source) if i == 0 => line(&mut out, HeaderName::Via, &amended(via, source)),
+        let mut source = self.source;
+        for via in request.all(HeaderName::Via).map(|header| header.value) {
+            match (source, Values::of(via).next()) {
+                (Some(from), Some(top)) => {
+                    line(&mut out, HeaderName::Via, &amended(via, top, from));
+                    source = None;
+                }
                 _ => line(&mut out, HeaderName::Via, via),
             }
         }
@@ -111,14 +120,16 @@ impl<'m> Reply<'m> {
     }
 }
 
-fn amended(via: &[u8], source: SocketAddr) -> Vec<u8> {
-    let mut edits = seen_from(via, source);
+/// A Via header's value with its topmost value, `top`, amended.
+fn amended(via: &[u8], top: &[u8], source: SocketAddr) -> Vec<u8> {
+    let mut edits = seen_from(top, source);
     edits.sort_by_key(|edit| edit.as_ref().map(|(place, _)| place.start));
+    let start = offset(via, top);
     let (mut out, mut at) = (Vec::with_capacity(via.len() + 64), 0);
     for (place, text) in edits.into_iter().flatten() {
-        out.extend_from_slice(&via[at..place.start]);
+        out.extend_from_slice(&via[at..start + place.start]);
         out.extend_from_slice(&text);
-        at = place.end;
+        at = start + place.end;
     }
     out.extend_from_slice(&via[at..]);
     out
@@ -212,8 +223,8 @@ mod tests {
         let ringing = ringing.header(HeaderName::Other(b"X-Y"), b"a\r\nb").build();
         assert_eq!(
             text(&ringing),
-            "SIP/2.0 180 Ringing\r\nVia: SIP/2.0/UDP ua;rport=99;branch=z9hG4bK1;received=192.0.2.9\r\n\
-             Via: SIP/2.0/TCP far\r\nFrom: \"\u{e9}\" <sip:a@x>;tag=1\r\nTo: <sip:b@x>;tag=77\r\nCall-ID: 7@x\r\n\
+            "SIP/2.0 180 Ringing\r\nVia: SIP/2.0/UDP ua;rport=99;branch=z9hG4bK1;received=192.0.2.9 , SIP/2.0/TCP far\r\n\
+             From: \"\u{e9}\" <sip:a@x>;tag=1\r\nTo: <sip:b@x>;tag=77\r\nCall-ID: 7@x\r\n\
              CSeq: 4 INVITE\r\nX-Y: a  b\r\nContent-Length: 0\r\n\r\n"
         );
         let trying = Reply::new(&invite, 100, b"Trying").to_tag(b"77").build();
@@ -227,6 +238,17 @@ mod tests {
         assert!(text(&refused).starts_with("SIP/2.0 420 Bad Extension\r\n"));
         let refused = Message::parse(&refused).expect("a response");
         assert!(refused.values(HeaderName::Unsupported).eq([b"x", b"y"]));
+    }
+
+    #[test]
+    fn an_answer_is_not_much_longer_than_its_request() {
+        for (name, value, count) in [("v", "SIP/2.0/UDP a,", 4_000), ("Proxy-Require", "a,", 20_000)] {
+            let long = text(INVITE).replace("Timestamp: 5", &format!("{name}: {}", value.repeat(count)));
+            let request = Message::parse(long.as_bytes()).expect("a request");
+            let refusal = check(&request).expect_err("too many, or not supported");
+            let reply = Reply::refuse(&request, refusal).to_tag(b"1").build();
+            assert!(Message::parse(&reply).is_ok() && reply.len() < long.len() + 200);
+        }
     }
 
     #[test]

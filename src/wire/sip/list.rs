@@ -12,8 +12,7 @@ fn find_separator(bytes: &[u8], separator: u8, brackets: bool) -> Option<usize> 
         at += if inside {
             memchr::memchr(b'>', &bytes[at..])?
         } else if brackets {
-            let quote_or_open = memchr3(separator, b'"', b'<', &bytes[at..])?;
-            quote_or_open
+            memchr3(separator, b'"', b'<', &bytes[at..])?
         } else {
             memchr::memchr2(separator, b'"', &bytes[at..])?
         };

@@ -8,6 +8,9 @@ use super::list::{Param, Params};
 /// Parameters of one URI that are compared with another's; URIs with more equal none.
 pub const MAX_PARAMS: usize = 64;
 
+/// An IPv6 address with an IPv4 address in it, written out.
+const LONGEST_ADDRESS: usize = 45;
+
 /// What a URI starts with.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Scheme<'a> {
@@ -69,7 +72,15 @@ impl<'a> Host<'a> {
 /// Three colons in a row, which the RFC's first grammar made, are read as two (RFC 5118 section 4.10).
 fn address6(bytes: &[u8]) -> Option<Ipv6Addr> {
     let text = std::str::from_utf8(bytes).ok()?;
-    text.parse().ok().or_else(|| text.replacen(":::", "::", 1).parse().ok())
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let (head, tail) = bytes.split_at(text.find(":::")? + 2);
+    let mut two = [0; LONGEST_ADDRESS];
+    let two = two.get_mut(..bytes.len() - 1)?;
+    two[..head.len()].copy_from_slice(head);
+    two[head.len()..].copy_from_slice(&tail[1..]);
+    std::str::from_utf8(two).ok()?.parse().ok()
 }
 
 impl PartialEq for Host<'_> {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::app::media::{Ice, MediaPorts};
 use crate::app::sip::Sip;
 use crate::app::sip::config::{MediaConfig, ServiceEndpoint, SipConfig};
-use crate::app::table::{CallTable, OutputSink, Place, TableCounters, TableLimits};
+use crate::app::table::{CallTable, OutputSink, Place, TableLimits};
 use crate::app::{CallApp, Inbound};
 use crate::types::{CallKey, Endpoint, LocalId, Nanos, Position, Slot};
 use crate::wire::sip::{Address, HeaderName, Message};
@@ -136,7 +136,9 @@ impl World {
     /// Lets time pass, timer by timer.
     pub(super) fn wait(&mut self, ms: u64) {
         let end = self.now + Nanos::from_millis(ms);
-        while let Some(due) = self.table.next_deadline().filter(|due| *due <= end) {
+        for ticks in 0.. {
+            assert!(ticks < 100_000, "a timer that is always due");
+            let Some(due) = self.table.next_deadline().filter(|due| *due <= end) else { break };
             self.now = self.now.max(due);
             self.position += 1;
             let place = Place { position: Position(self.position), time: self.now };
@@ -188,14 +190,16 @@ impl World {
         all
     }
 
+    /// Takes what was sent from a media port.
+    pub(super) fn take_media(&mut self) -> Option<Sent> {
+        let at = self.waiting.iter().position(|sent| sent.local.port != 0)?;
+        Some(self.waiting.remove(at))
+    }
+
     /// Nothing is waiting.
     pub(super) fn none(&mut self) {
         let texts: Vec<_> = self.waiting.iter().map(|s| (s.to, String::from_utf8_lossy(&s.bytes))).collect();
         assert!(texts.is_empty(), "{texts:#?}");
-    }
-
-    pub(super) fn counters(&self) -> TableCounters {
-        self.table.counters()
     }
 
     /// The record of the only call there was.
@@ -287,7 +291,7 @@ pub(super) fn ack_refusal(invite: &str, refusal: &str) -> String {
 fn follow(invite: &str, method: &str, to: &str) -> String {
     let value = |name| header(invite, name).expect("a header");
     let uri = invite.split(' ').nth(1).expect("a URI");
-    let cseq = value("CSeq").replace("INVITE", method);
+    let cseq = format!("{} {method}", value("CSeq").split(' ').next().expect("a number"));
     crlf(&format!(
         "{method} {uri} SIP/2.0\nVia: {}\nMax-Forwards: 70\nFrom: {}\nTo: {to}\nCall-ID: {}\nCSeq: {cseq}\nContent-Length: 0\n\n",
         value("Via"),
@@ -369,8 +373,9 @@ impl Dialog {
             self.cseq += 1;
         }
         let (at, cseq) = (self.at, self.cseq);
+        let peer = self.other.split("tag=").nth(1).unwrap_or_default();
         let mut head = format!(
-            "{method} {} SIP/2.0\nVia: SIP/2.0/UDP {at};branch=z9hG4bK-{at}-{cseq}-{method};rport\nMax-Forwards: 70\n",
+            "{method} {} SIP/2.0\nVia: SIP/2.0/UDP {at};branch=z9hG4bK-{at}-{peer}-{cseq}-{method};rport\nMax-Forwards: 70\n",
             self.target
         );
         for route in &self.routes {

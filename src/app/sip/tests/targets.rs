@@ -1,0 +1,198 @@
+//! Targets that fail, and what a caller is told in the end.
+
+use super::harness::{
+    ALICE, BOB, CAROL, Dialog, ack_refusal, audio_port, cancel, config, hang_up, header, invite, reply,
+    request, run, sdp, usual, values,
+};
+use crate::types::Nanos;
+
+const TWO: &str = "default 10.0.0.2:5060, 10.0.0.3:5060;priority=1";
+
+#[test]
+fn a_silent_target_and_the_next() {
+    let mut config = config();
+    config.next_after = Nanos::from_secs(4);
+    run(&config, TWO, |world| {
+        let asked = invite("f", 1, "", &sdp("10.0.0.1", 4000));
+        world.send(ALICE, &asked);
+        world.one(ALICE, "SIP/2.0 100 ");
+        world.wait(4_000);
+        let first = world.each(BOB, &["INVITE "; 4]).remove(0);
+        let second = world.one(CAROL, "INVITE sip:bob@example.com SIP/2.0\r\n");
+        assert_ne!(values(&first, "Via")[0], values(&second, "Via")[0]);
+        assert_eq!(audio_port(&first), audio_port(&second));
+        // He is known to be down for a while.
+        world.send(ALICE, &invite("g", 1, "", ""));
+        world.one(ALICE, "SIP/2.0 100 ");
+        world.one(CAROL, "INVITE ");
+        // He wakes up.
+        world.send(BOB, &reply(&first, 180, "b1", BOB, "", ""));
+        let cancelled = world.one(BOB, "CANCEL ");
+        world.send(BOB, &reply(&cancelled, 200, "b1", "", "", ""));
+        world.send(BOB, &reply(&first, 487, "b1", "", "", ""));
+        world.one(BOB, "ACK ");
+        world.none();
+        let ok = reply(&second, 200, "c1", CAROL, "", &sdp("10.0.0.3", 6000));
+        world.send(CAROL, &ok);
+        let passed = world.one(ALICE, "SIP/2.0 200 ");
+        let mut alice = Dialog::caller(&passed, 1);
+        world.send(ALICE, &alice.request("ACK", "", ""));
+        world.one(CAROL, "ACK ");
+        world.send(ALICE, &alice.request("BYE", "", ""));
+        let bye = world.one(CAROL, "BYE ");
+        world.send(CAROL, &reply(&bye, 200, "", "", "", ""));
+        world.one(ALICE, "SIP/2.0 200 ");
+        let record = world.record();
+        assert_eq!(record["target"], CAROL);
+        assert_eq!(record["tried"], serde_json::json!([BOB, CAROL]));
+        world.send(ALICE, &invite("h", 1, "", ""));
+        world.one(ALICE, "SIP/2.0 100 ");
+        world.one(BOB, "INVITE ");
+        world.wait(200_000);
+        world.all(ALICE);
+        world.all(BOB);
+        world.all(CAROL);
+    });
+}
+
+#[test]
+fn a_target_that_cannot_and_the_next() {
+    run(&config(), TWO, |world| {
+        let asked = invite("f", 1, "", &sdp("10.0.0.1", 4000));
+        world.send(ALICE, &asked);
+        world.one(ALICE, "SIP/2.0 100 ");
+        let first = world.one(BOB, "INVITE ");
+        let full = reply(&first, 503, "b1", "", "Retry-After: 10\n", "");
+        world.send(BOB, &full);
+        world.one(BOB, "ACK ");
+        let second = world.one(CAROL, "INVITE ");
+        world.send(BOB, &full);
+        world.one(BOB, "ACK ");
+        world.send(CAROL, &reply(&second, 503, "c1", "", "Retry-After: 10\n", ""));
+        world.one(CAROL, "ACK ");
+        let over = world.one(ALICE, "SIP/2.0 500 ");
+        assert_eq!(header(&over, "Retry-After"), None);
+        world.send(ALICE, &ack_refusal(&asked, &over));
+        world.none();
+        assert_eq!(world.record()["outcome"], "failed");
+    });
+}
+
+#[test]
+fn nobody_is_there() {
+    usual(|world| {
+        let asked = invite("f", 1, "", &sdp("10.0.0.1", 4000));
+        world.send(ALICE, &asked);
+        world.one(ALICE, "SIP/2.0 100 ");
+        world.wait(32_000);
+        assert_eq!(world.all(BOB).len(), 7);
+        let over = world.one(ALICE, "SIP/2.0 408 ");
+        world.send(ALICE, &ack_refusal(&asked, &over));
+        assert_eq!(world.record()["cause"], "target_timeout");
+    });
+}
+
+#[test]
+fn no_rule_fits() {
+    run(&config(), "domain other.org 10.0.0.2:5060", |world| {
+        let asked = invite("f", 1, "", "");
+        world.send(ALICE, &asked);
+        let over = world.one(ALICE, "SIP/2.0 404 ");
+        world.send(ALICE, &asked);
+        assert_eq!(world.one(ALICE, "SIP/2.0 404 "), over);
+        world.send(ALICE, &ack_refusal(&asked, &over));
+        world.none();
+        assert_eq!(world.record()["outcome"], "no_route");
+        world.send(ALICE, &request("MESSAGE", "sip:bob@example.com", "m", 1, "", ""));
+        world.one(ALICE, "SIP/2.0 404 ");
+    });
+}
+
+#[test]
+fn a_redirection_goes_back() {
+    usual(|world| {
+        let asked = invite("f", 1, "", &sdp("10.0.0.1", 4000));
+        world.send(ALICE, &asked);
+        world.one(ALICE, "SIP/2.0 100 ");
+        let got = world.one(BOB, "INVITE ");
+        world.send(BOB, &reply(&got, 302, "b1", CAROL, "", ""));
+        world.one(BOB, "ACK ");
+        let over = world.one(ALICE, "SIP/2.0 302 ");
+        assert_eq!(header(&over, "Contact").expect("Contact"), format!("<sip:agent@{CAROL}>"));
+        world.send(ALICE, &ack_refusal(&asked, &over));
+        assert_eq!(world.record()["outcome"], "redirected");
+    });
+}
+
+#[test]
+fn credentials_are_asked_for() {
+    usual(|world| {
+        for (cseq, code) in [(1, 407), (2, 401)] {
+            let asked = invite("f", cseq, "", &sdp("10.0.0.1", 4000));
+            world.send(ALICE, &asked);
+            world.one(ALICE, "SIP/2.0 100 ");
+            let got = world.one(BOB, "INVITE ");
+            world.send(BOB, &reply(&got, code, "b1", "", "Proxy-Authenticate: Digest realm=x\n", ""));
+            world.one(BOB, "ACK ");
+            let over = world.one(ALICE, &format!("SIP/2.0 {code} "));
+            assert!(header(&over, "Proxy-Authenticate").is_some());
+            world.send(ALICE, &ack_refusal(&asked, &over));
+            assert_eq!(world.table.shared().ports.held(), 0);
+        }
+        assert!(world.records.is_empty());
+        let asked = invite("f", 3, "Proxy-Authorization: Digest x\n", &sdp("10.0.0.1", 4000));
+        world.send(ALICE, &asked);
+        world.one(ALICE, "SIP/2.0 100 ");
+        let got = world.one(BOB, "INVITE ");
+        world.send(BOB, &reply(&got, 200, "b2", BOB, "", &sdp("10.0.0.2", 6000)));
+        let mut alice = Dialog::caller(&world.one(ALICE, "SIP/2.0 200 "), 3);
+        world.send(ALICE, &alice.request("ACK", "", ""));
+        world.one(BOB, "ACK ");
+        hang_up(world, &mut alice);
+        assert_eq!(world.record()["outcome"], "answered");
+    });
+}
+
+#[test]
+fn credentials_that_never_come() {
+    usual(|world| {
+        let asked = invite("f", 1, "", "");
+        world.send(ALICE, &asked);
+        world.one(ALICE, "SIP/2.0 100 ");
+        let got = world.one(BOB, "INVITE ");
+        world.send(BOB, &reply(&got, 401, "b1", "", "", ""));
+        world.one(BOB, "ACK ");
+        let over = world.one(ALICE, "SIP/2.0 401 ");
+        world.send(ALICE, &ack_refusal(&asked, &over));
+        world.wait(64_000);
+        assert_eq!((&world.record()["code"], &world.record()["outcome"]), (&401.into(), &"refused".into()));
+    });
+}
+
+#[test]
+fn requests_outside_of_dialogs() {
+    usual(|world| {
+        for method in ["REGISTER", "MESSAGE", "SUBSCRIBE", "PUBLISH", "OPTIONS", "NEWMETHOD"] {
+            let asked = request(method, "sip:bob@example.com", method, 1, "Event: x\n", "");
+            world.send(ALICE, &asked);
+            let got = world.one(BOB, &format!("{method} sip:bob@example.com SIP/2.0\r\n"));
+            let recorded = method == "SUBSCRIBE";
+            assert_eq!(header(&got, "Record-Route").is_some(), recorded, "{got}");
+            world.send(ALICE, &asked);
+            world.none();
+            world.send(BOB, &reply(&got, 200, "b1", BOB, "X: 1\n", ""));
+            let done = world.one(ALICE, "SIP/2.0 200 ");
+            assert!(done.contains("X: 1\r\n"));
+            world.send(ALICE, &asked);
+            assert_eq!(world.one(ALICE, "SIP/2.0 200 "), done);
+            world.send(ALICE, &cancel(&asked));
+            world.one(ALICE, "SIP/2.0 200 ");
+            world.none();
+        }
+        // Nobody answers: neither does the proxy (RFC 4320).
+        world.send(ALICE, &request("MESSAGE", "sip:bob@example.com", "silent", 1, "", ""));
+        world.wait(40_000);
+        assert_eq!(world.all(BOB).len(), 11);
+        assert!(world.records.is_empty());
+    });
+}
