@@ -29,6 +29,8 @@ enum Command {
     Status(cli::status::StatusArgs),
     /// Make a node hand over what it holds and leave
     Drain(cli::drain::DrainArgs),
+    /// Makes every node of a cluster read its routes again
+    Reload(cli::reload::ReloadArgs),
     /// Print the effective settings, where they come from and what they mean
     Config(cli::config::ConfigArgs),
     /// Print what captures hold: packets, SIP calls, RTP streams
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => cli::replay::run(&args),
         Command::Status(args) => cli::status::run(&args),
         Command::Drain(args) => cli::drain::run(&args),
+        Command::Reload(args) => cli::reload::run(&args),
         Command::Config(args) => cli::config::run(&args),
         #[cfg(feature = "tools")]
         Command::Inspect(args) => cli::inspect::run(&args),

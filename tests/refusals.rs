@@ -66,6 +66,52 @@ fn settings_that_cannot_be() {
 }
 
 #[test]
+fn settings_of_sip_that_cannot_be() {
+    let sip = ("TANDEM_APP", "sip");
+    type Case<'a> = (i32, &'a [(&'a str, &'a str)], &'a [&'a str]);
+    let cases: [Case<'_>; 9] = [
+        (2, &[sip, ("TANDEM_SLOTS", "4096")], &["TANDEM_MEDIA_PORTS=20000-23999", "TANDEM_SLOTS=500"]),
+        (
+            2,
+            &[sip, ("TANDEM_MEDIA_PORTS", "20000-20005")],
+            &["TANDEM_MEDIA_PORTS=20000-20005", "8 ports would do"],
+        ),
+        (2, &[sip, ("TANDEM_MEDIA_PORTS", "5000-6000")], &["TANDEM_MEDIA_PORTS=5000-6000", "127.0.0.1:5060"]),
+        (2, &[("TANDEM_MEDIA_PORTS", "9")], &["TANDEM_MEDIA_PORTS=9", "FIRST-LAST"]),
+        (2, &[("TANDEM_ROUTE", "default=example.com")], &["TANDEM_ROUTE=default=example.com", "IP:PORT"]),
+        (2, &[("TANDEM_SESSION_EXPIRES", "30s")], &["TANDEM_SESSION_EXPIRES=30s", "90s"]),
+        (2, &[("TANDEM_ICE", "melt")], &["TANDEM_ICE=melt", "remove or pass"]),
+        (1, &[sip, ("TANDEM_ROUTES", "/no/such/routes")], &["TANDEM_ROUTES=/no/such/routes", "No such file"]),
+        (
+            1,
+            &[sip, ("TANDEM_CDR", "/no/such/folder/cdr")],
+            &["TANDEM_CDR=/no/such/folder/cdr", "No such file"],
+        ),
+    ];
+    let folder = Folder::new();
+    let run_dir = folder.0.display().to_string();
+    for (status, variables, parts) in cases {
+        let mut node =
+            command(&["node", "--shards", "1", "--data-dir", &run_dir, "--run-dir", &run_dir], variables);
+        refused(&run(&mut node, PATIENCE), status, parts);
+    }
+    let routes = folder.join("routes");
+    std::fs::write(&routes, "default 127.0.0.1:5080\nuser 49 nowhere\n").unwrap();
+    let file = routes.display().to_string();
+    let node = ["node", "--app", "sip", "--routes", &file, "--data-dir", &run_dir, "--run-dir", &run_dir];
+    refused(&run(&mut command(&node, &[]), PATIENCE), 1, &["TANDEM_ROUTES=", &file, "line 2", "nowhere"]);
+    let line = format!(
+        "ulimit -n 2000; exec \"$0\" node --app sip --shards 1 --data-dir {run_dir} --run-dir {run_dir}"
+    );
+    let mut few = Command::new("sh");
+    harness::free_of_settings(&mut few);
+    few.args(["-c", &line]).arg(tandem().get_program());
+    let parts =
+        ["TANDEM_MEDIA_PORTS=20000-23999", "may have 2000", "ulimit -n", "set TANDEM_MEDIA_PORTS=20000-2"];
+    refused(&run(&mut few, PATIENCE), 1, &parts);
+}
+
+#[test]
 fn clusters_that_are_not_there() {
     // A port that is free now: nobody listens.
     let at = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();

@@ -80,6 +80,15 @@ pub struct BadSnapshot {
     pub bytes: usize,
 }
 
+/// What an application has to tell of a slot.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Figure {
+    /// The figures of several slots are added.
+    Sum(u64),
+    /// All slots should say the same: the most of them counts.
+    Most(u64),
+}
+
 /// A call application. `Self` holds only configuration that is the same on every node.
 pub trait CallApp {
     /// The state of one call.
@@ -134,6 +143,11 @@ pub trait CallApp {
 
     /// Applies a change asked for through [`Context::change`]. Must not panic: nothing would undo half a change.
     fn apply(&self, shared: &mut Self::Shared, change: Self::Change);
+
+    /// Tells what there is to know of a slot at wall time `now`, by name: for operators, outside of any log.
+    fn figures(&self, shared: &Self::Shared, now: Nanos, tell: &mut dyn FnMut(&'static str, Figure)) {
+        let _ = (shared, now, tell);
+    }
 
     /// The call is gone, whether it ended itself, was silent too long, or a handler of it panicked: gives back what it
     /// held of the shared state. Must not panic.

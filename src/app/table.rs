@@ -134,6 +134,11 @@ impl<A: CallApp> CallTable<A> {
         self.calls.len()
     }
 
+    /// How many there are besides the slot's keeper.
+    pub fn clients_calls(&self) -> usize {
+        self.calls.len() - usize::from(self.warm(CallKey::keeper(self.slot)))
+    }
+
     /// Whether there is no call.
     pub fn is_empty(&self) -> bool {
         self.calls.is_empty()

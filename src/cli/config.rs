@@ -3,7 +3,7 @@
 
 use super::json;
 use crate::config::{Resolved, Scope, TABLE, resolve_from_environment};
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::json;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,6 +11,9 @@ use std::sync::LazyLock;
 
 /// Settings that `tandem local` and `tandem demo` make themselves, for each of their nodes.
 const MADE_BY_LOCAL: [&str; 5] = ["NODE", "NODES", "SERVICE", "DATA_DIR", "RUN_DIR"];
+
+/// The setting whose flag may be given several times: each adds to the list.
+const REPEATED: &str = "ROUTE";
 
 /// The names of the settings' flags, in the table's order.
 static FLAGS: LazyLock<Vec<String>> = LazyLock::new(|| TABLE.iter().map(|setting| setting.flag()).collect());
@@ -43,8 +46,9 @@ impl<const LOCAL: bool> FromArgMatches for SettingArgs<LOCAL> {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         for setting in TABLE.iter().filter(|setting| Self::offers(setting.name)) {
-            if let Some(value) = matches.get_one::<String>(setting.name) {
-                self.flags.push((setting.name.into(), value.clone()));
+            if let Some(values) = matches.get_many::<String>(setting.name) {
+                let given: Vec<&str> = values.map(String::as_str).collect();
+                self.flags.push((setting.name.into(), given.join(" ")));
             }
         }
         Ok(())
@@ -62,7 +66,9 @@ impl<const LOCAL: bool> Args for SettingArgs<LOCAL> {
                 setting.accepts,
                 setting.variable()
             );
-            Arg::new(setting.name).long(flag.as_str()).value_name("VALUE").help(help).help_heading("Settings")
+            let arg = Arg::new(setting.name).long(flag.as_str()).value_name("VALUE").help(help);
+            let repeated = if setting.name == REPEATED { ArgAction::Append } else { ArgAction::Set };
+            arg.action(repeated).help_heading("Settings")
         }))
     }
 
@@ -151,6 +157,8 @@ mod tests {
         assert!(parse::<false>(&["--nodes", "3"]).is_ok());
         assert!(parse::<true>(&["--nodes", "3"]).is_err(), "local has its own --nodes");
         assert!(parse::<true>(&["--r", "2"]).is_ok());
+        let routes = parse::<true>(&["--route", "default=a", "--route", "user:1=b"]).unwrap();
+        assert_eq!(routes.flags, [("ROUTE".to_string(), "default=a user:1=b".to_string())]);
     }
 
     #[test]

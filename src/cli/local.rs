@@ -8,6 +8,7 @@ pub use cluster::{ClusterArgs, LocalCluster, LocalNode};
 pub use places::Folder;
 
 use super::json;
+use crate::config::App;
 use anyhow::bail;
 use clap::Args;
 use std::path::PathBuf;
@@ -44,7 +45,11 @@ pub fn run(args: &LocalArgs) -> anyhow::Result<ExitCode> {
     }
     let service: Vec<String> = cluster.service().iter().map(ToString::to_string).collect();
     println!("service addresses: {}", service.join(", "));
-    println!("try: tandem replay FILE --target {}   (Ctrl-C ends the cluster)", service[0]);
+    let try_this = match cluster.settings.app {
+        App::Echo => format!("tandem replay FILE --target {}", service[0]),
+        App::Sip => format!("call sip:anybody@{}", service[0]),
+    };
+    println!("try: {try_this}   (Ctrl-C ends the cluster)");
     if let Some(path) = &args.json {
         json::write(path, &cluster.describe())?;
     }

@@ -13,6 +13,7 @@ pub mod json;
 pub mod load;
 pub mod local;
 pub mod node;
+pub mod reload;
 #[cfg(feature = "tools")]
 pub mod replay;
 #[cfg(feature = "tools")]

@@ -55,12 +55,15 @@ fn run_supervisor(args: &NodeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(supervisor.run()?))
 }
 
-/// SIGTERM and SIGINT ask the node to end; another one ends it at once.
+/// SIGTERM and SIGINT ask the node to end; another one ends it at once. SIGHUP asks it to read its routes again.
 fn watch_signals(requests: Arc<Requests>) -> anyhow::Result<()> {
-    let numbers = [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT];
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let numbers = [SIGTERM, SIGINT, SIGHUP];
     let mut signals = signal_hook::iterator::Signals::new(numbers)?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
-        signals.forever().for_each(|_| requests.end());
+        for signal in signals.forever() {
+            if signal == SIGHUP { requests.reload() } else { requests.end() }
+        }
     })?;
     Ok(())
 }

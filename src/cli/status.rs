@@ -3,7 +3,7 @@
 mod picture;
 mod text;
 
-pub use picture::{AddressView, FailoverView, NodeView, Picture, SlotsView, State};
+pub use picture::{AddressView, FailoverView, NodeView, Picture, SipView, SlotsView, State};
 
 use super::config::SettingArgs;
 use super::json;
@@ -29,7 +29,7 @@ const LOOK_FOR: Duration = Duration::from_millis(500);
 /// The arguments of `tandem status`.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
-    /// Print JSON: {"cluster", "map_version", "quorum", "leader", "nodes", "addresses", "slots", "failovers",
+    /// Print JSON: {"cluster", "map_version", "quorum", "leader", "nodes", "addresses", "slots", "sip", "failovers",
     /// "lossy_failovers", "silent", "answers"}
     #[arg(long)]
     json: bool,

@@ -4,14 +4,19 @@
 //! against each other; [`ClusterWide`] is what nodes compare before they work together.
 
 mod cluster_wide;
+mod media;
 mod resolve;
+mod routes;
 mod table;
 mod values;
 
 pub use cluster_wide::ClusterWide;
 pub use resolve::{BadSettings, Resolved, SettingError, Source, Value, resolve, resolve_from_environment};
+pub use routes::Route;
 pub use table::{Scope, Setting, Settings, TABLE};
-pub use values::{App, Auto, ByteSize, Fanout, KeyRule, Lossy, Node, Nodes, Pin, Restart, Show, Vip};
+pub use values::{
+    App, Auto, ByteSize, Fanout, Ice, KeyRule, Lossy, Node, Nodes, Pin, PortRange, Restart, Show, Vip,
+};
 
 use crate::types::NodeId;
 use crate::wire::seal::ClusterKey;

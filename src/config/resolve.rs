@@ -1,5 +1,6 @@
 //! From flags and environment to checked settings. Every problem is found and named, not only the first.
 
+use super::media;
 use super::table::{Scope, Setting, Settings, TABLE};
 use crate::types::NodeId;
 use crate::wire::seal::{ClusterKey, MAX_KEY_BYTES};
@@ -235,6 +236,12 @@ fn check_together(settings: &mut Settings, values: &[Value], errors: &mut Vec<Se
     }
     if let Some(why) = port_clash(settings) {
         refuse("NODES", &why);
+    }
+    if let Err((name, why)) = media::settle(settings) {
+        refuse(name, &why);
+    }
+    if (1..90_000_000_000).contains(&settings.session_expires.0) {
+        refuse("SESSION_EXPIRES", "less than the 90s that RFC 4028 allows");
     }
     if settings.cluster_key.is_some() && settings.cluster_key_file.is_some() {
         refuse("CLUSTER_KEY_FILE", "TANDEM_CLUSTER_KEY is set too: which one holds");

@@ -1,9 +1,10 @@
 //! The table of settings: the one list from which the struct, the flags, the environment variables, their
 //! checks, `tandem config` and the agreement between nodes are made.
 
+use super::routes::{Route, routes};
 use super::values::{
-    App, Auto, ByteSize, Fanout, KeyRule, Lossy, Nodes, Pin, Restart, Show, Vip, Why, endpoints, ids, number,
-    path, size, time,
+    App, Auto, ByteSize, Fanout, Ice, KeyRule, Lossy, Nodes, Pin, PortRange, Restart, Show, Vip, Why,
+    endpoints, ids, number, optional_path, path, size, time,
 };
 use crate::types::{Nanos, NodeId};
 use crate::wire::seal::ClusterKey;
@@ -108,14 +109,62 @@ settings! {
     "COMMIT" commit: usize = "0", Cluster, |t| number(t, 0..=7);
         "1 to TANDEM_R, or 0 for a majority of it"; "how many members must hold an entry before its replies go out"
 
-    "SLOTS" slots: u16 = "4096", Cluster, |t| number(t, 1..=32_768);
-        "1 to 32768"; "how many replicated logs the calls are spread over"
+    "SLOTS" slots: u16 = "auto", Cluster, slots;
+        "1 to 32768, or auto: 4096 for echo; for sip as many as TANDEM_MEDIA_PORTS gives 48 pairs of ports each, a power of two for each service address, or 1024 without media";
+        "how many replicated logs the calls are spread over"
 
     "SHARDS" shards: u16 = "auto", Cluster, shards;
         "1 to 256, or auto for one a core"; "how many packet loops each node runs, the same on every node"
 
     "APP" app: App = "echo", Cluster, str::parse;
-        "echo"; "the call application"
+        "echo or sip"; "the call application: echo answers each datagram with its own bytes, sip is a proxy for calls and their media"
+
+    "ROUTES" routes: Option<PathBuf> = "", Node, optional_path;
+        "the absolute path of a file of routes"; "where calls go (TANDEM_APP=sip); read again on SIGHUP and by `tandem reload`"
+
+    "ROUTE" route: Vec<Route> = "", Node, routes;
+        "MATCH=IP:PORT, blanks between them; MATCH is default, user:PREFIX or domain:NAME; the flag may be given several times";
+        "routes besides those of TANDEM_ROUTES"
+
+    "MEDIA_PORTS" media_ports: PortRange = "20000-23999", Cluster, str::parse;
+        "FIRST-LAST, at least 4 pairs of ports for each slot of an address; or off: media goes its own way";
+        "the ports of each service address at which media arrives (TANDEM_APP=sip): a socket each, a call with audio takes four"
+
+    "ICE" ice: Ice = "remove", Cluster, str::parse;
+        "remove or pass"; "what becomes of the ICE lines of session descriptions: remove, so that media comes here, or pass, so that the parties may find a way without us"
+
+    "MEDIA_TIMEOUT" media_timeout: Nanos = "60s", Cluster, |t| time(t, Nanos::ZERO..=Nanos::from_secs(86_400));
+        "0s to 24h; 0s: never"; "after how long without media from either party a call ends"
+
+    "MAX_CALL" max_call: Nanos = "4h", Cluster, |t| time(t, Nanos::ZERO..=Nanos::from_secs(604_800));
+        "0s to 168h; 0s: any time"; "how long a call may last"
+
+    "SESSION_EXPIRES" session_expires: Nanos = "0s", Cluster, |t| time(t, Nanos::ZERO..=Nanos::from_secs(86_400));
+        "90s to 24h, or 0s: only where a party asks for one"; "the session timer (RFC 4028) asked for in calls that have none"
+
+    "RING_TIMEOUT" ring_timeout: Nanos = "200s", Cluster, |t| time(t, Nanos::from_secs(1)..=Nanos::from_secs(3_600));
+        "1s to 1h"; "how long a call may ring (timer C of RFC 3261, which wants more than 3 minutes)"
+
+    "CPS" cps: u32 = "0", Node, |t| number(t, 0..=1_000_000);
+        "0 to 1000000; 0: any number"; "how many new calls a second this node takes; further ones are answered 503"
+
+    "MAX_CALLS" max_calls: u32 = "0", Node, |t| number(t, 0..=100_000_000);
+        "0 to 100000000; 0: any number"; "how many calls at a time this node takes, as an ingress that is a member knows them; further ones are answered 503"
+
+    "SOURCE_CPS" source_cps: u32 = "0", Node, |t| number(t, 0..=1_000_000);
+        "0 to 1000000; 0: any number"; "how many new calls a second this node takes from one IP address"
+
+    "SOURCE_CALLS" source_calls: u32 = "0", Node, |t| number(t, 0..=1_000_000);
+        "0 to 1000000; 0: any number"; "how many calls at a time this node takes from one IP address, as far as it has admitted them itself"
+
+    "SIP_MAX_BYTES" sip_max_bytes: ByteSize = "16K", Cluster, |t| size(t, 1_300..=60 << 10);
+        "1300 to 60K"; "the longest SIP message that is taken"
+
+    "SIP_MAX_HEADERS" sip_max_headers: u16 = "200", Cluster, |t| number(t, 16..=1_000);
+        "16 to 1000"; "the most header fields of a SIP message that is taken"
+
+    "CDR" cdr: Option<PathBuf> = "", Node, optional_path;
+        "the absolute path of a file"; "where a line of JSON is appended for each call that is over (TANDEM_APP=sip); opened anew on SIGHUP"
 
     "KEY" key: KeyRule = "auto", Cluster, str::parse;
         "auto, sip, rtp, source or bytes:OFF:LEN (LEN at least 1, OFF+LEN at most 65507)"; "what names a datagram's call"
@@ -233,18 +282,17 @@ impl Show for Option<ClusterKey> {
     }
 }
 
-impl Show for Option<PathBuf> {
-    fn show(&self) -> String {
-        self.as_ref().map(PathBuf::show).unwrap_or_default()
-    }
-}
-
 fn shards(text: &str) -> Result<u16, Why> {
     if text == "auto" {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         return Ok(cores.min(256) as u16);
     }
     number(text, 1..=256)
+}
+
+/// 0 stands for auto until the other settings are known.
+fn slots(text: &str) -> Result<u16, Why> {
+    if text == "auto" { Ok(0) } else { number(text, 1..=32_768) }
 }
 
 fn word(text: &str) -> Result<String, Why> {
@@ -261,10 +309,6 @@ fn key(text: &str) -> Result<Option<ClusterKey>, Why> {
         return Ok(None);
     }
     ClusterKey::from_hex(text).map(Some).map_err(|e| e.to_string())
-}
-
-fn optional_path(text: &str) -> Result<Option<PathBuf>, Why> {
-    if text.is_empty() { Ok(None) } else { path(text).map(Some) }
 }
 
 fn multicast_group(text: &str) -> Result<SocketAddrV4, Why> {

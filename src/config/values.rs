@@ -327,6 +327,18 @@ words! {
     App {
         /// Answers each datagram with its bytes and what is needed to check continuity.
         Echo = "echo",
+        /// Proxies SIP calls and relays their media.
+        Sip = "sip",
+    }
+}
+
+words! {
+    /// What becomes of the ICE lines of session descriptions.
+    Ice {
+        /// They are removed: media comes here.
+        Remove = "remove",
+        /// They are passed on.
+        Pass = "pass",
     }
 }
 
@@ -423,9 +435,63 @@ pub(super) fn path(text: &str) -> Result<PathBuf, Why> {
     if path.is_absolute() { Ok(path) } else { Err("not an absolute path".into()) }
 }
 
+/// As [`path`]; nothing is none.
+pub(super) fn optional_path(text: &str) -> Result<Option<PathBuf>, Why> {
+    if text.is_empty() { Ok(None) } else { path(text).map(Some) }
+}
+
 impl Show for PathBuf {
     fn show(&self) -> String {
         self.display().to_string()
+    }
+}
+
+impl Show for Option<PathBuf> {
+    fn show(&self) -> String {
+        self.as_ref().map(PathBuf::show).unwrap_or_default()
+    }
+}
+
+/// Neighbouring UDP ports, or none.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct PortRange {
+    /// The first.
+    pub first: u16,
+    /// The last, included; not before the first.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// No ports.
+    const OFF: PortRange = PortRange { first: 0, last: 0 };
+
+    /// Whether there are none.
+    pub fn is_off(&self) -> bool {
+        *self == PortRange::OFF
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = Why;
+
+    fn from_str(text: &str) -> Result<PortRange, Why> {
+        if text == "off" {
+            return Ok(PortRange::OFF);
+        }
+        let (first, last) = text.split_once('-').ok_or("no - between the first port and the last")?;
+        let port = |text: &str| number(text, 1024..=65_535).map_err(|why| format!("\"{text}\" is {why}"));
+        let (first, last) = (port(first)?, port(last)?);
+        if first > last {
+            Err("the last port comes before the first".into())
+        } else {
+            Ok(PortRange { first, last })
+        }
+    }
+}
+
+impl Show for PortRange {
+    fn show(&self) -> String {
+        if self.is_off() { "off".into() } else { format!("{}-{}", self.first, self.last) }
     }
 }
 

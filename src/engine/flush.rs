@@ -243,7 +243,7 @@ impl<A: CallApp> Shard<A> {
             }
             if let Some(seat) = &slot.seat {
                 stats.slots_member += 1;
-                stats.calls += seat.table.len() as u64;
+                stats.calls += seat.table.clients_calls() as u64;
                 stats.calls_bytes += seat.table.reserved() as u64;
                 let counters = seat.table.counters();
                 stats.calls_refused += counters.refused;

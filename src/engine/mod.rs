@@ -18,7 +18,9 @@
 //!
 //! No method blocks, reads a clock, or calls back into the driver other than through the outbox.
 
+pub mod admission;
 pub mod control;
+mod figures;
 mod flush;
 mod lane;
 mod machine;
@@ -33,6 +35,7 @@ mod takeover;
 mod tests;
 mod timers;
 
+pub use admission::AdmissionLimits;
 pub use flush::SlotDigest;
 pub use report::ShardReport;
 pub use shard::{Shard, ShardConfig};

@@ -12,18 +12,22 @@ const NOBODY: Endpoint = Endpoint { ip: [0; 16], port: 0 };
 
 impl<A: CallApp> Shard<A> {
     /// Tells the keepers of all slots that are owned here. `founding`: and, before anything else, those of slots whose
-    /// log begins here from now on.
-    pub fn on_notice(&mut self, now: Now, notice: &[u8], founding: bool) {
+    /// log begins here from now on. Returns how many were told.
+    pub fn on_notice(&mut self, now: Now, notice: &[u8], founding: bool) -> usize {
         if founding {
             self.config.founding = Some(Arc::from(notice));
         }
+        let mut count = 0;
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             if slot.owner.is_some() || slot.recovery.is_some() {
-                let told = self.tell_keeper(now, index, notice);
-                told.unwrap_or_else(|reason| self.counts.drop(reason));
+                match self.tell_keeper(now, index, notice) {
+                    Ok(()) => count += 1,
+                    Err(reason) => self.counts.drop(reason),
+                }
             }
         }
+        count
     }
 
     /// The log of a slot begins here: its keeper learns what those of the others know.

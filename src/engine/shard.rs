@@ -3,6 +3,7 @@
 //! Everything here is driven by the contract in [`crate::engine`]. This file takes input; `flush` writes; `takeover`
 //! follows the cluster map, `relay` is for packets and replies that cross nodes, `resync` for learners.
 
+use super::admission::{Admission, AdmissionLimits};
 use super::lane::{Lane, Packer};
 use super::machine::SlotMachine;
 use super::relay::{Delivering, Sent, Waiting};
@@ -69,6 +70,8 @@ pub struct ShardConfig {
     pub lossy_go: bool,
     /// Snapshot bytes a second that this shard takes in while it catches up; 0: no limit.
     pub resync_rate: u64,
+    /// Which new calls this shard takes as an ingress: its share of the node's limits.
+    pub admission: AdmissionLimits,
     /// What the keeper of a slot is told first when its log begins here.
     pub founding: Option<Arc<[u8]>>,
     /// What the keeper of a slot is told when the slot's master or owner is another; `None`: nothing.
@@ -170,6 +173,7 @@ pub struct Shard<A: CallApp> {
     pub(super) standing: Standing,
     /// Slots whose keepers are to be told that the master is another.
     pub(super) moved: Vec<u16>,
+    pub(super) admission: Admission,
 }
 
 impl<A: CallApp> Shard<A> {
@@ -212,6 +216,7 @@ impl<A: CallApp> Shard<A> {
             resync: Resync::default(),
             standing: Standing::default(),
             moved: Vec::new(),
+            admission: Admission::new(config.admission),
             config,
             app,
         };
@@ -224,11 +229,6 @@ impl<A: CallApp> Shard<A> {
     /// The slot with this local index.
     pub(super) fn slot_at(&self, index: usize) -> Slot {
         Slot(index as u16 * self.config.shards + self.config.shard)
-    }
-
-    /// The application.
-    pub fn app(&self) -> &A {
-        &self.app
     }
 
     /// When [`Shard::on_timeout`] wants to be called; `Nanos::MAX`: not before something arrives.

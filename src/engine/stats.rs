@@ -1,5 +1,6 @@
 //! What a shard counts: every packet it drops by reason, and what the slot log did.
 
+use super::admission::TurnedAway;
 use serde::{Deserialize, Serialize};
 
 /// Why a client's datagram got no place in a log.
@@ -101,6 +102,18 @@ pub struct ShardStats {
     pub calls_unresolved: u64,
     /// Calls ended by a panic of the application.
     pub calls_panicked: u64,
+    /// New calls turned away: more a second than this node takes.
+    pub turned_away_rate: u64,
+    /// New calls turned away: as many at a time as this node takes.
+    pub turned_away_calls: u64,
+    /// New calls turned away: more a second than a source may have.
+    pub turned_away_source_rate: u64,
+    /// New calls turned away: as many at a time as a source may have.
+    pub turned_away_source_calls: u64,
+    /// New calls turned away: the loop was behind, or the log nearly full.
+    pub turned_away_overload: u64,
+    /// Media dropped: for a port that no call has.
+    pub turned_away_no_call: u64,
     /// Outputs dropped by the application's call table: too long, or too many for one entry.
     pub outputs_dropped: u64,
     /// Gauge: live calls.
@@ -132,6 +145,18 @@ pub struct ShardStats {
 }
 
 impl ShardStats {
+    /// Counts a new call that was turned away.
+    pub fn turn_away(&mut self, why: TurnedAway) {
+        match why {
+            TurnedAway::Rate => self.turned_away_rate += 1,
+            TurnedAway::Calls => self.turned_away_calls += 1,
+            TurnedAway::SourceRate => self.turned_away_source_rate += 1,
+            TurnedAway::SourceCalls => self.turned_away_source_calls += 1,
+            TurnedAway::Overload => self.turned_away_overload += 1,
+            TurnedAway::NoCall => self.turned_away_no_call += 1,
+        }
+    }
+
     /// Counts a dropped client datagram.
     pub fn drop(&mut self, reason: DropReason) {
         match reason {

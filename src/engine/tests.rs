@@ -8,12 +8,15 @@ use crate::proto::map::{ClusterMap, MapNode, MapShape};
 use crate::types::{Boot, CallKey, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
 use std::sync::Arc;
 
+mod admission;
 mod faults;
 mod takeover;
 
 const CLIENT: Endpoint = Endpoint { ip: [9; 16], port: 5060 };
 /// A first byte that asks [`Counting`] for a timer.
 const TIMER: u8 = b'T';
+/// How packets begin that begin a call.
+const CALL: &[u8] = b"C";
 
 /// Answers with its count and the packet; sets a timer for packets that ask for one.
 pub(super) struct Counting;
@@ -24,7 +27,23 @@ impl CallApp for Counting {
     type Change = ();
 
     fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified> {
-        packet.payload.first().map(|b| CallKey(u128::from(*b))).ok_or(Unclassified::NoKey)
+        let named = packet.payload.first().copied().or((packet.local.port > 0).then_some(0));
+        named.map(|b| CallKey(u128::from(b))).ok_or(Unclassified::NoKey)
+    }
+
+    fn opens(&self, packet: &Inbound<'_>) -> bool {
+        packet.payload.starts_with(CALL)
+    }
+
+    fn refuse(&self, packet: &Inbound<'_>, retry_after_secs: u32, out: &mut Vec<u8>) -> bool {
+        out.extend_from_slice(packet.payload);
+        out.push(retry_after_secs as u8);
+        true
+    }
+
+    /// Port n is call n's.
+    fn resolve(&self, (): &(), key: CallKey, packet: &Inbound<'_>) -> Option<CallKey> {
+        (packet.local.port != 9).then_some(key)
     }
 
     fn open(&self, _: CallKey, _: Nanos) -> u8 {
@@ -134,6 +153,7 @@ impl Cluster {
                 blocked_after: Nanos::from_millis(15),
                 lossy_go: true,
                 resync_rate: 0,
+                admission: Default::default(),
                 founding: None,
                 takeover: None,
                 safeguards: Safeguards::default(),

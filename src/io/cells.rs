@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crossbeam::channel::Sender;
+use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use mio::Waker;
 
@@ -35,12 +37,27 @@ pub struct Progress {
     pub busy_since: Nanos,
 }
 
+/// Something for the keepers of all slots that a shard owns.
+#[derive(Clone, Debug)]
+pub struct Notice {
+    /// What they are told.
+    pub bytes: Arc<[u8]>,
+    /// Whether the keepers of slots whose log begins later are told it first.
+    pub founding: bool,
+    /// Where each shard says how many it has told.
+    pub told: Option<Sender<usize>>,
+}
+
+/// Notices that may wait for a shard.
+const NOTICES: usize = 256;
+
 /// One shard's cell.
 #[derive(Debug)]
 pub struct ShardCell {
     written: CachePadded<WrittenByShard>,
     suspects: CachePadded<AtomicU64>,
     report: Mutex<ShardReport>,
+    notices: ArrayQueue<Notice>,
     waker: Waker,
 }
 
@@ -77,6 +94,7 @@ impl ShardCell {
             written: CachePadded::new(written),
             suspects: CachePadded::new(AtomicU64::new(0)),
             report: Mutex::default(),
+            notices: ArrayQueue::new(NOTICES),
             waker,
         }
     }
@@ -121,6 +139,11 @@ impl ShardCell {
         }
         *seen = newest;
         Some(lock(&self.report).clone())
+    }
+
+    /// The shard: the next notice for its keepers.
+    pub fn take_notice(&self) -> Option<Notice> {
+        self.notices.pop()
     }
 
     /// The shard: its sockets are as the map of this version has them.
@@ -195,6 +218,8 @@ pub struct NodeCells {
     map: Mutex<Option<Arc<ClusterMap>>>,
     stop: CachePadded<AtomicBool>,
     drain: AtomicBool,
+    /// How often files are to have been opened anew.
+    reopened: AtomicU32,
     control: Waker,
 }
 
@@ -209,6 +234,7 @@ impl NodeCells {
             map: Mutex::new(None),
             stop: CachePadded::new(AtomicBool::new(false)),
             drain: AtomicBool::new(false),
+            reopened: AtomicU32::new(0),
             control,
         }
     }
@@ -270,6 +296,25 @@ impl NodeCells {
     /// The control: whether a drain has been asked for since it last looked.
     pub fn take_drain(&self) -> bool {
         self.drain.swap(false, Relaxed)
+    }
+
+    /// Tells the keepers of all slots owned on this node; returns how many shards have too much to hear already.
+    pub fn notify(&self, notice: &Notice) -> usize {
+        let full = |shard: &&ShardCell| shard.notices.push(notice.clone()).is_err();
+        let count = self.shards.iter().filter(full).count();
+        self.wake_shards();
+        count
+    }
+
+    /// Files that others may have moved away are to be opened anew.
+    pub fn reopen(&self) {
+        self.reopened.fetch_add(1, Relaxed);
+        self.wake_shards();
+    }
+
+    /// How often that was asked for.
+    pub fn reopened(&self) -> u32 {
+        self.reopened.load(Relaxed)
     }
 
     fn wake_shards(&self) {
@@ -370,6 +415,11 @@ mod tests {
         assert_eq!(shard.followed(), 7);
         cells.ask_drain();
         assert!(cells.take_drain() && !cells.take_drain());
+        let notice = Notice { bytes: Arc::from(&b"R"[..]), founding: true, told: None };
+        assert_eq!((0..NOTICES + 2).map(|_| cells.notify(&notice)).sum::<usize>(), 2);
+        assert_eq!(std::iter::from_fn(|| shard.take_notice()).count(), NOTICES);
+        cells.reopen();
+        assert_eq!(cells.reopened(), 1);
     }
 
     #[test]

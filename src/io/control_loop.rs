@@ -28,6 +28,7 @@ use self::questions::{Asker, MAX_QUESTIONS, Pending, take_question};
 use super::cells::{NodeCells, Progress};
 use super::operator;
 use super::peer::{Link, open_each};
+use super::reload::Ask;
 use super::shard_loop::Question;
 use super::sys_recv::RecvBatch;
 use super::sys_send::SendBatch;
@@ -178,6 +179,8 @@ pub struct ControlParts {
     pub cells: Arc<NodeCells>,
     /// Where to ask each shard for its counters.
     pub shards: Vec<Sender<Question>>,
+    /// Where to ask for the routes to be read again.
+    pub reload: Sender<Ask>,
     /// Whether to ask for real-time priority.
     pub urgent: bool,
     /// The process that started this one to be the node's engine.
@@ -203,6 +206,7 @@ pub struct ControlLoop<C> {
     opener: Opener,
     cells: Arc<NodeCells>,
     shards: Vec<Sender<Question>>,
+    reload: Sender<Ask>,
     pending: Vec<Pending>,
     timer: TimerFd,
     armed: Nanos,
@@ -251,6 +255,7 @@ impl<C: ControlCore> ControlLoop<C> {
             opener: parts.opener,
             cells: parts.cells,
             shards: parts.shards,
+            reload: parts.reload,
             pending: Vec::new(),
             timer,
             armed: Nanos::MAX,
@@ -382,7 +387,7 @@ impl<C: ControlCore> ControlLoop<C> {
     }
 
     fn take_batch(&mut self, now: Now, count: usize) {
-        let ControlLoop { core, beats, opener, batch, pending, shards, cells, .. } = self;
+        let ControlLoop { core, beats, opener, batch, pending, shards, reload, cells, .. } = self;
         let mut tally = std::mem::take(&mut beats.tally);
         open_each(batch, count, opener, &mut tally, |source, opened, tally| {
             if opened.kind == Kind::Control && opened.channel == SUPERVISOR {
@@ -400,7 +405,10 @@ impl<C: ControlCore> ControlLoop<C> {
                 let taken = match (question, source) {
                     (Some(asked), Some(asker)) if pending.len() < MAX_QUESTIONS => {
                         let asker = Asker { address: asker, boot: opened.boot, number: asked.number };
-                        take_question(asked.name, asker, now, core, shards, cells)
+                        // A tool asks again until it is answered.
+                        let known = pending.iter().any(|pending| pending.asker == asker);
+                        let ways = (&shards[..], &*reload);
+                        if known { None } else { take_question(asked.name, asker, now, core, ways, cells) }
                     }
                     _ => None,
                 };

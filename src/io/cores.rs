@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::cells::Progress;
+use super::cells::{Notice, Progress};
 use super::control_loop::ControlCore;
 use super::shard_loop::ShardCore;
 use crate::app::{CallApp, Inbound, Unclassified};
 use crate::engine::control::{Control, ControlEvent};
 use crate::engine::{Outbox, Shard, ShardReport};
 use crate::proto::map::ClusterMap;
-use crate::types::{Boot, CallKey, Nanos, NodeId, NodeSet, Now};
+use crate::types::{Boot, CallKey, LocalId, Nanos, NodeId, NodeSet, Now};
 
 impl<A: CallApp> ShardCore for Shard<A> {
     fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified> {
@@ -20,6 +20,21 @@ impl<A: CallApp> ShardCore for Shard<A> {
 
     fn on_client(&mut self, now: Now, key: CallKey, packet: &Inbound<'_>) -> bool {
         self.on_client(now, key, packet).is_ok()
+    }
+
+    fn admit(
+        &mut self,
+        now: Now,
+        key: CallKey,
+        packet: &Inbound<'_>,
+        late: Nanos,
+        answer: &mut Vec<u8>,
+    ) -> bool {
+        self.admit(now, key, packet, late, answer).is_ok()
+    }
+
+    fn on_notice(&mut self, now: Now, notice: &Notice) -> usize {
+        self.on_notice(now, &notice.bytes, notice.founding)
     }
 
     fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
@@ -68,6 +83,14 @@ impl<A: CallApp> ShardCore for Shard<A> {
 
     fn stats(&self) -> Value {
         json!(self.stats())
+    }
+
+    fn figures(&self, now: Now) -> Value {
+        json!(self.figures(now))
+    }
+
+    fn has_call(&self, local: LocalId) -> bool {
+        self.has_call(local)
     }
 
     fn digests(&self) -> Value {

@@ -3,11 +3,13 @@
 //! It runs under a supervisor ([`super::supervisor`]), which reads its exit status. SIGTERM and SIGINT ask it to hand
 //! over what it holds and then to end, however often they come; SIGUSR2 ends it at once.
 
+mod checks;
 mod error;
 mod shape;
+mod sip;
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
@@ -17,20 +19,23 @@ use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crossbeam::queue::ArrayQueue;
 use mio::{Poll, Waker};
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 pub use self::error::NodeError;
 pub(in crate::io) use self::error::system;
-use self::error::{CONTROL, GROUP, Purpose, SERVICE, SHARD};
+use self::error::{CONTROL, GROUP, Purpose, SHARD};
 pub use self::shape::map_shape;
 use self::shape::service_ips;
 use super::addresses::{Addresses, Change};
 use super::cells::{NodeCells, ShardCell};
 use super::control_loop::{ControlEnd, ControlLoop, ControlParts, Holding};
+use super::media::MediaSockets;
 use super::multicast::Groups;
 use super::outgoing::Outgoing;
 use super::peer::Link;
+use super::records::Records;
+use super::reload::{self, Ask, Reloader, RouteSource};
 use super::shard_loop::{Handed, Question, ShardLoop, ShardParts, WAKE};
 use super::sys_socket::{self, Buffers};
 use super::vote_file::VoteFile;
@@ -39,7 +44,7 @@ use crate::app::CallApp;
 use crate::app::classify::KeyExtractor;
 use crate::app::echo::Echo;
 use crate::app::table::TableLimits;
-use crate::config::{App, Auto, Fanout, Lossy, Node, Pin, Settings, Show};
+use crate::config::{App, Auto, Fanout, Lossy, Pin, Settings, Show};
 use crate::engine::control::{Control, ControlConfig, CouncilConfig};
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
@@ -56,10 +61,10 @@ const KEEP_ADDRESS: Nanos = Nanos::from_millis(30);
 const RING: usize = 4_096;
 /// Questions that may wait for a shard.
 const QUESTIONS: usize = 8;
-/// Files that a node holds besides its sockets: standard ones, the log, signals, and some air.
-const OTHER_FILES: u64 = 24;
-/// Epoll instance, waker and timer of a thread.
-const FILES_A_THREAD: u64 = 3;
+/// Requests to read the routes that may wait.
+const RELOADS: usize = 4;
+/// What the keeper of a slot is told when its master or owner is another.
+const TAKEOVER: &[u8] = b"T";
 /// By multicast at most this many sets of members are reached; others get unicast.
 const MOST_MEMBER_SETS: usize = 128;
 /// Voters look for another leader after at least so many beats.
@@ -110,6 +115,7 @@ pub struct RunningNode {
     threads: Vec<(String, JoinHandle<Option<Value>>)>,
     ends: (Sender<End>, Receiver<End>),
     addresses: Option<Addresses>,
+    reload: Sender<Ask>,
 }
 
 /// Starts a node's engine and runs it until it is asked to end, or its life is over.
@@ -117,19 +123,29 @@ pub struct RunningNode {
 /// # Errors
 /// See [`NodeError`]: each says what to change.
 pub fn run_node(settings: &Settings, life: Life) -> Result<NodeEnd, NodeError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR2]).map_err(system("watch for signals"))?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGUSR2, SIGHUP]).map_err(system("watch for signals"))?;
     quiet_panics();
     let node = RunningNode::start(settings, life)?;
-    let ends = node.ends.0.clone();
+    let (ends, reload) = (node.ends.0.clone(), node.reload.clone());
     let watch = move || {
         for signal in signals.forever() {
-            let _ = ends.send(if signal == SIGUSR2 { End::Now } else { End::Drain });
+            let _ = match signal {
+                // One that waits already does for both.
+                SIGHUP => reload.try_send(None).is_ok(),
+                SIGUSR2 => ends.send(End::Now).is_ok(),
+                _ => ends.send(End::Drain).is_ok(),
+            };
         }
     };
     spawn("tandem-signals", watch)?;
     // Whoever started the node may not care to read it.
     let (id, shards, service) = (settings.node.0, settings.shards, settings.service.show());
-    let _ = writeln!(io::stdout(), "node {id} is up: {shards} shards, service addresses {service}");
+    let media = match settings.app {
+        App::Echo => String::new(),
+        App::Sip => format!(", media ports {}", settings.media_ports.show()),
+    };
+    let _ = writeln!(io::stdout(), "node {id} is up: {shards} shards, service addresses {service}{media}");
     let end = node.wait(settings.drain_within);
     let reports = node.stop();
     tracing::info!(counters = %serde_json::json!(reports), "node ends");
@@ -142,12 +158,20 @@ impl RunningNode {
     /// # Errors
     /// See [`NodeError`].
     pub fn start(settings: &Settings, life: Life) -> Result<RunningNode, NodeError> {
-        let plan = Plan::new(settings, life, map_shape(settings)?);
+        let mut plan = Plan::new(settings, life, map_shape(settings)?);
         plan.check_files()?;
         plan.check_addresses()?;
         match settings.app {
             App::Echo => {
                 plan.start(&Echo { keys: KeyExtractor { rule: settings.key, seed: settings.hash_seed() } })
+            }
+            App::Sip => {
+                let routes = RouteSource::new(settings).read()?;
+                let (version, targets) = (format!("{:016x}", routes.hash()), routes.targets().len());
+                let (ports, slots) = (settings.media_ports.show(), settings.slots);
+                tracing::info!(version, targets, ports, slots, "SIP: routes read");
+                plan.founding = Some(reload::notice(&routes));
+                plan.start(&sip::app(settings))
             }
         }
     }
@@ -207,6 +231,8 @@ struct Plan<'a> {
     /// The sets this node sends to, and those it hears, by multicast.
     fanouts: Vec<NodeSet>,
     listening: Vec<NodeSet>,
+    /// What the keepers of slots are told first, if the application has any.
+    founding: Option<Arc<[u8]>>,
 }
 
 impl Plan<'_> {
@@ -224,6 +250,7 @@ impl Plan<'_> {
             groups,
             fanouts,
             listening,
+            founding: None,
             shape,
         }
     }
@@ -234,34 +261,6 @@ impl Plan<'_> {
 
     fn shard_address(&self, node: NodeId, shard: u16) -> SocketAddr {
         self.settings.shard_address(node, shard).expect("checked: every shard has a port")
-    }
-
-    fn check_files(&self) -> Result<(), NodeError> {
-        let limit = sys_thread::raise_open_files().map_err(system("read the limit of open files"))?;
-        let links = self.settings.peers().count() as u64;
-        let multicast = (self.fanouts.len() + self.listening.len()) as u64;
-        let shard = FILES_A_THREAD + links + multicast + self.settings.service.len() as u64;
-        let control = FILES_A_THREAD + links + 1;
-        let needed = OTHER_FILES + control + shard * u64::from(self.settings.shards);
-        if limit < needed { Err(NodeError::OpenFiles { needed, limit }) } else { Ok(()) }
-    }
-
-    /// The node's sockets share their addresses among themselves, so the kernel would not mind a stranger.
-    fn check_addresses(&self) -> Result<(), NodeError> {
-        let me = self.settings.node;
-        let shards = (0..self.settings.shards).map(|shard| (SHARD, self.shard_address(me, shard)));
-        for (purpose, address) in [(CONTROL, self.control_address(me))].into_iter().chain(shards) {
-            sys_socket::probe_free(address).map_err(purpose.failed(address))?;
-        }
-        // A service endpoint may be held by another node on this machine, and then this node can hold it later.
-        let here = |node: &Node| UdpSocket::bind(SocketAddr::new(node.address.ip(), 0)).is_ok();
-        if self.settings.peers().any(here) {
-            return Ok(());
-        }
-        for endpoint in &self.settings.service {
-            sys_socket::bind_early(*endpoint, false).map_err(SERVICE.failed(*endpoint))?;
-        }
-        Ok(())
     }
 
     fn start<A: CallApp + Clone + Send + 'static>(&self, app: &A) -> Result<RunningNode, NodeError> {
@@ -278,11 +277,14 @@ impl Plan<'_> {
             parts.push(self.shard_parts(shard, poll, cells.clone(), rings.clone(), asked)?);
         }
         let addresses = Addresses::start(self.settings, cells.clone()).map_err(system("start a thread"))?;
-        let ends = channel::unbounded();
+        let (ends, (reload, asked)) = (channel::unbounded(), channel::bounded(RELOADS));
+        let reloader = Reloader::new(self.settings, cells.clone());
+        spawn("tandem-reload", move || reloader.run(&asked))?;
         let news = (addresses.changes(), ends.0.clone());
-        let control = self.control(control_poll, cells.clone(), questions, news)?;
+        let control = self.control(control_poll, cells.clone(), (questions, reload.clone()), news)?;
 
-        let mut node = RunningNode { cells, threads: Vec::new(), ends, addresses: Some(addresses) };
+        let addresses = Some(addresses);
+        let mut node = RunningNode { cells, threads: Vec::new(), ends, addresses, reload };
         for parts in parts {
             let name = format!("shard-{}", parts.shard);
             let (config, app, core) =
@@ -320,6 +322,9 @@ impl Plan<'_> {
             }
         }
         let sealer = Sealer::new(&settings.sealing_key(), settings.node, self.life.boot, 1 + shard);
+        let mut outgoing = Outgoing::new(settings.service.len(), links, fanouts, sealer, cells.clone());
+        outgoing.media = MediaSockets::new(sip::media_plan(settings, shard).as_ref());
+        outgoing.records = self.records()?;
         Ok(ShardParts {
             node: settings.node,
             boot: self.life.boot,
@@ -329,7 +334,7 @@ impl Plan<'_> {
             slots: settings.slots,
             batch: settings.batch,
             poll,
-            outgoing: Outgoing::new(settings.service.len(), links, fanouts, sealer, cells.clone()),
+            outgoing,
             listening,
             opener: self.opener(),
             cells,
@@ -353,12 +358,17 @@ impl Plan<'_> {
             datagram_room: settings.max_datagram() - OVERHEAD,
             window: settings.window.into(),
             retain_bytes: settings.retain_mb as usize * (1 << 20),
-            limits: TableLimits { max_calls: settings.max_calls_per_slot, idle: settings.call_idle },
+            limits: TableLimits {
+                max_calls: settings.max_calls_per_slot,
+                // Calls of SIP have timers for every kind of silence.
+                idle: if settings.app == App::Sip { Nanos::MAX } else { settings.call_idle },
+            },
             digest_every: settings.digest_every,
             hedge_after: settings.hedge_after,
             multicast: self.groups.is_some(),
-            founding: None,
-            takeover: None,
+            admission: sip::admission(settings),
+            founding: self.founding.clone(),
+            takeover: self.founding.as_ref().map(|_| Arc::from(TAKEOVER)),
             safeguards: Safeguards::default(),
         }
     }
@@ -367,7 +377,7 @@ impl Plan<'_> {
         &self,
         poll: Poll,
         cells: Arc<NodeCells>,
-        shards: Vec<Sender<Question>>,
+        (shards, reload): (Vec<Sender<Question>>, Sender<Ask>),
         (changes, ends): (Sender<Change>, Sender<End>),
     ) -> Result<ControlLoop<Control>, NodeError> {
         let settings = self.settings;
@@ -411,6 +421,7 @@ impl Plan<'_> {
             opener: self.opener(),
             cells,
             shards,
+            reload,
             urgent: settings.rt == Auto::Auto,
             supervisor: self.life.supervisor,
             holding: Holding::new((settings.node, self.life.boot), grace, &addresses, changes),
@@ -424,6 +435,12 @@ impl Plan<'_> {
             }),
         };
         ControlLoop::new(core, parts).map_err(system("set up the control loop"))
+    }
+
+    /// A shard's way to the file of call records, if there is one.
+    fn records(&self) -> Result<Option<Records>, NodeError> {
+        let Some(file) = &self.settings.cdr else { return Ok(None) };
+        Records::open(file).map(Some).map_err(|error| NodeError::Records { file: file.clone(), error })
     }
 
     /// The file in which this node's votes survive, if it is a voter.

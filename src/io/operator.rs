@@ -22,6 +22,9 @@ pub const STATUS: &str = "status";
 pub const DIGESTS: &str = "digests";
 /// Asks a node to hand over what it holds and to end: `accepted`, and `why` not.
 pub const DRAIN: &str = "drain";
+/// Asks a node to read its routes again: `accepted`, and which `routes` it has now and how many `slots` it told, or `why`
+/// not.
+pub const RELOAD: &str = "reload";
 
 const ASK: u8 = b'?';
 const ANSWER: u8 = b'!';

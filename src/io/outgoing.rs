@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use super::cells::NodeCells;
+use super::cells::{NodeCells, Notice};
 use super::client::ClientSocket;
+use super::media::MediaSockets;
 use super::peer::Link;
+use super::records::Records;
 use super::tally::Tally;
 use crate::engine::Outbox;
-use crate::types::{Endpoint, LocalId, NodeId, NodeSet, Slot};
+use crate::types::{Endpoint, LocalId, Nanos, NodeId, NodeSet, Slot};
 use crate::wire::datagram::{Kind, destination};
 use crate::wire::seal::Sealer;
 
@@ -15,6 +17,10 @@ use crate::wire::seal::Sealer;
 pub struct Outgoing {
     /// One for each service endpoint, by [`LocalId`]; `None` while this node does not hold it.
     pub clients: Vec<Option<ClientSocket>>,
+    /// The media ports.
+    pub media: MediaSockets,
+    /// The file of call records, if there is one.
+    pub records: Option<Records>,
     /// One for each peer.
     pub links: Vec<(NodeId, Link)>,
     /// One for each set of nodes that multicast reaches; empty: multicast goes out as unicast.
@@ -44,6 +50,8 @@ impl Outgoing {
     ) -> Outgoing {
         Outgoing {
             clients: (0..endpoints).map(|_| None).collect(),
+            media: MediaSockets::default(),
+            records: None,
             links,
             fanouts,
             tally: Tally::default(),
@@ -59,7 +67,7 @@ impl Outgoing {
     /// Hands everything queued to the kernel, as far as it takes it; replies only while `may_release`, which is asked
     /// before each batch. Returns how many more replies, in the order the engine wrote them, have left this node or were
     /// dropped for good.
-    pub fn send(&mut self, may_release: impl Fn() -> bool) -> usize {
+    pub fn send(&mut self, now: Nanos, may_release: impl Fn() -> bool) -> usize {
         for (peer, link) in &mut self.links {
             if !link.is_idle() && link.flush(&mut self.tally) {
                 self.refused.insert(*peer);
@@ -71,7 +79,17 @@ impl Outgoing {
         for client in self.clients.iter_mut().flatten().filter(|client| !client.is_idle()) {
             client.flush(&mut self.tally, &may_release);
         }
-        let waiting = self.clients.iter().flatten().filter_map(ClientSocket::first_unsent).min();
+        if !self.media.is_idle() {
+            self.media.flush(&mut self.tally, &may_release);
+        }
+        if let Some(records) = &mut self.records
+            && may_release()
+        {
+            records.flush(now, &mut self.tally);
+        }
+        let waiting = self.clients.iter().flatten().filter_map(ClientSocket::first_unsent);
+        let waiting = waiting.chain(self.media.first_unsent());
+        let waiting = waiting.chain(self.records.as_ref().and_then(Records::first_unsent)).min();
         let gone = waiting.unwrap_or(self.handed);
         let more = gone - self.gone;
         self.gone = gone;
@@ -92,6 +110,21 @@ impl Outgoing {
             self.tally.client_sent -= dropped;
             self.tally.dropped.client_address_lost += dropped;
         }
+    }
+
+    /// Queues what a client is answered outside of any log.
+    pub fn answer(&mut self, local: LocalId, to: Endpoint, bytes: &[u8]) {
+        if let Some(Some(client)) = self.clients.get_mut(usize::from(local.endpoint)) {
+            // All replies before the next one have gone when this one is the first that waits.
+            client.push(self.handed, to.into(), bytes, &mut self.tally);
+            self.tally.client_turned_away += 1;
+        }
+    }
+
+    fn notify(&mut self, bytes: &[u8]) {
+        let notice = Notice { bytes: Arc::from(bytes), founding: false, told: None };
+        self.tally.notices += 1;
+        self.tally.dropped.notices_full += self.cells.notify(&notice) as u64;
     }
 
     /// Notes that the port of `peer` was reported closed.
@@ -138,9 +171,22 @@ impl Outbox for Outgoing {
         }
     }
 
-    fn client(&mut self, _slot: Slot, local: LocalId, to: Endpoint, bytes: &[u8]) {
+    fn client(&mut self, slot: Slot, local: LocalId, to: Endpoint, bytes: &[u8]) {
         let tag = self.handed;
         self.handed += 1;
+        match local {
+            LocalId::NOTICE => return self.notify(bytes),
+            LocalId::RECORD => {
+                return match &mut self.records {
+                    Some(records) => records.push(tag, slot, bytes),
+                    None => self.tally.dropped.records_unwanted += 1,
+                };
+            }
+            LocalId { port: 1.., .. } => {
+                return self.media.push(tag, local, to.into(), bytes, &mut self.tally);
+            }
+            _ => {}
+        }
         match self.clients.get_mut(usize::from(local.endpoint)).and_then(Option::as_mut) {
             Some(client) => client.push(tag, to.into(), bytes, &mut self.tally),
             None => self.tally.dropped.client_no_endpoint += 1,
@@ -175,14 +221,14 @@ mod tests {
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = Endpoint::from(client.local_addr().unwrap());
         let mut outgoing = outgoing(vec![bind(0), bind(1), None], Vec::new());
-        assert_eq!(outgoing.send(|| true), 0);
+        assert_eq!(outgoing.send(Nanos(1), || true), 0);
         for local in [0, 1, 2, 7, 1, 0] {
             outgoing.client(Slot(0), LocalId::endpoint(local), to, b"reply");
         }
-        assert_eq!(outgoing.send(|| true), 6, "those for endpoints not held here count as gone");
+        assert_eq!(outgoing.send(Nanos(1), || true), 6, "those for endpoints not held here count as gone");
         assert_eq!(outgoing.tally.dropped.client_no_endpoint, 2);
         assert_eq!(outgoing.tally.client_sent, 4);
-        assert_eq!(outgoing.send(|| true), 0);
+        assert_eq!(outgoing.send(Nanos(1), || true), 0);
     }
 
     #[test]
@@ -193,11 +239,11 @@ mod tests {
         for local in [1, 0, 1] {
             outgoing.client(Slot(0), LocalId::endpoint(local), to, b"reply");
         }
-        assert_eq!(outgoing.send(|| false), 0);
+        assert_eq!(outgoing.send(Nanos(1), || false), 0);
         outgoing.close(LocalId::endpoint(1));
         outgoing.close(LocalId::endpoint(1));
-        assert_eq!(outgoing.send(|| false), 1, "the first was for the address that is lost");
-        assert_eq!(outgoing.send(|| true), 2);
+        assert_eq!(outgoing.send(Nanos(1), || false), 1, "the first was for the address that is lost");
+        assert_eq!(outgoing.send(Nanos(1), || true), 2);
         let dropped = &outgoing.tally.dropped;
         assert_eq!((outgoing.tally.client_sent, dropped.client_address_lost), (1, 2));
     }
@@ -208,11 +254,11 @@ mod tests {
         let to = Endpoint::from(client.local_addr().unwrap());
         let mut outgoing = outgoing(vec![bind(0)], Vec::new());
         outgoing.client(Slot(0), LocalId::endpoint(0), to, b"old");
-        assert_eq!(outgoing.send(|| false), 0);
+        assert_eq!(outgoing.send(Nanos::ZERO, || false), 0);
         outgoing.drop_waiting(LocalId::endpoint(0));
         outgoing.drop_waiting(LocalId::endpoint(9));
         outgoing.client(Slot(0), LocalId::endpoint(0), to, b"newer");
-        assert_eq!(outgoing.send(|| true), 2);
+        assert_eq!(outgoing.send(Nanos::ZERO, || true), 2);
         assert_eq!(client.recv(&mut [0; 9]).unwrap(), 5);
         let dropped = &outgoing.tally.dropped;
         assert_eq!((outgoing.tally.client_sent, dropped.client_address_lost), (1, 1));

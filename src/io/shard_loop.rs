@@ -4,6 +4,7 @@
 //! number of batches from each, so that no socket starves another and what was received is flushed soon.
 
 mod held;
+mod media;
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,10 +19,12 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use self::held::Held;
-use super::cells::NodeCells;
+use super::cells::{NodeCells, Notice};
 use super::client::ClientSocket;
+use super::media::{FIRST_MEDIA, MEDIA_BATCH};
 use super::outgoing::Outgoing;
 use super::peer::{Link, open_each};
+use super::records::Records;
 use super::sys_recv::RecvBatch;
 use super::sys_socket::Buffers;
 use super::sys_time::{self, TimerFd};
@@ -59,6 +62,18 @@ pub trait ShardCore {
     fn classify(&self, packet: &Inbound<'_>) -> Result<CallKey, Unclassified>;
     /// A client's datagram of a slot of this shard. False if it was dropped.
     fn on_client(&mut self, now: Now, key: CallKey, packet: &Inbound<'_>) -> bool;
+    /// Whether the packet may go on to [`ShardCore::on_client`]. If not, `answer` holds what its sender is told: nothing,
+    /// or a datagram for it. `behind`: for how long the loop has had more to do than it got done.
+    fn admit(
+        &mut self,
+        now: Now,
+        key: CallKey,
+        packet: &Inbound<'_>,
+        behind: Nanos,
+        answer: &mut Vec<u8>,
+    ) -> bool;
+    /// For the keepers of the slots owned here; see [`Notice`]. How many were told.
+    fn on_notice(&mut self, now: Now, notice: &Notice) -> usize;
     /// The opened plaintext of a datagram from the same shard of another node.
     fn on_peer(&mut self, now: Now, from: NodeId, boot: Boot, plaintext: &[u8]);
     /// The life in which a peer has joined is another now.
@@ -83,6 +98,10 @@ pub trait ShardCore {
     fn next_timeout(&self) -> Nanos;
     /// Its counters, for status.
     fn stats(&self) -> serde_json::Value;
+    /// What the application has to tell of the slots owned here, for status.
+    fn figures(&self, now: Now) -> serde_json::Value;
+    /// Whether some call has this media port, as far as is known here.
+    fn has_call(&self, local: LocalId) -> bool;
     /// The place in the log of every slot it is a member of: slot, last executed position, digest.
     fn digests(&self) -> serde_json::Value;
 }
@@ -155,6 +174,13 @@ enum Socket {
     Listening(usize),
 }
 
+/// Where a client's datagram is.
+#[derive(Copy, Clone)]
+enum Batch {
+    Clients,
+    Media,
+}
+
 /// One watched socket, or the place of one that is not open.
 struct Watched {
     socket: Socket,
@@ -181,7 +207,16 @@ pub struct ShardLoop<C> {
     to_wake: Vec<bool>,
     pool: BytesMut,
     client_batch: RecvBatch,
+    media_batch: RecvBatch,
     peer_batch: RecvBatch,
+    /// What a client is told that is not admitted.
+    answer: Vec<u8>,
+    /// Since when media ports have been opened or closed.
+    settling_since: Option<Nanos>,
+    /// Since when some service endpoint has never been read dry.
+    behind_since: Nanos,
+    /// How often files have been opened anew.
+    reopened: u32,
 }
 
 impl<C: ShardCore> ShardLoop<C> {
@@ -209,7 +244,12 @@ impl<C: ShardCore> ShardLoop<C> {
             to_wake: vec![false; parts.rings.len()],
             pool: BytesMut::new(),
             client_batch: RecvBatch::new(parts.batch, MAX_PAYLOAD),
+            media_batch: RecvBatch::new(MEDIA_BATCH, MAX_PAYLOAD),
             peer_batch: RecvBatch::new(PEER_BATCH, JOINED_LEN),
+            answer: Vec::new(),
+            settling_since: None,
+            behind_since: Nanos::MAX,
+            reopened: 0,
             parts,
         })
     }
@@ -226,7 +266,7 @@ impl<C: ShardCore> ShardLoop<C> {
             let now = sys_time::now();
             let tally = &mut self.parts.outgoing.tally;
             tally.turns += 1;
-            tally.late_turns += u64::from(self.armed != Nanos::MAX && now.mono.since(self.armed) > LATE);
+            tally.late_turns += u64::from(now.mono.since(self.armed) > LATE);
             self.parts.cells.shards[usize::from(self.parts.shard)].begin_turn(tally.turns, now.mono);
             for event in &events {
                 self.mark(event.token());
@@ -239,7 +279,9 @@ impl<C: ShardCore> ShardLoop<C> {
     /// Sleeps until something is to be done; not at all while something is known to be.
     fn sleep(&mut self, events: &mut Events) -> io::Result<()> {
         let ring = &self.parts.rings[usize::from(self.parts.shard)];
-        let busy = self.sockets.iter().any(|watched| watched.readable) || !ring.is_empty();
+        let media = &self.parts.outgoing.media;
+        let more = media.ready() > 0 || media.due() <= sys_time::mono();
+        let busy = more || self.sockets.iter().any(|watched| watched.readable) || !ring.is_empty();
         if !busy {
             self.parts.cells.shards[usize::from(self.parts.shard)].park();
         }
@@ -252,6 +294,9 @@ impl<C: ShardCore> ShardLoop<C> {
     /// Marks the socket an event is about; readable or not, reading it tells. A wake-up has no mark: what it is
     /// about is looked at every turn.
     fn mark(&mut self, token: Token) {
+        if let Some(port) = token.0.checked_sub(FIRST_MEDIA) {
+            return self.parts.outgoing.media.mark(port);
+        }
         if let Some(watched) = token.0.checked_sub(FIRST_SOCKET).and_then(|index| self.sockets.get_mut(index))
         {
             watched.readable = true;
@@ -262,8 +307,11 @@ impl<C: ShardCore> ShardLoop<C> {
     fn turn(&mut self, now: Now) -> io::Result<()> {
         self.join(now);
         self.follow_map(now)?;
+        self.settle_media(now)?;
         self.receive(now);
+        self.receive_media(now);
         self.take_handed(now);
+        self.take_notices(now);
         self.wake_others();
         let shard = usize::from(self.parts.shard);
         let suspects = self.parts.cells.shards[shard].suspects();
@@ -277,7 +325,7 @@ impl<C: ShardCore> ShardLoop<C> {
         self.core.flush(now, &mut self.parts.outgoing);
         let (core, cells) = (&self.core, &self.parts.cells);
         // Between the beginning of the turn and now a lease may have run out, or have been given up.
-        let gone = self.parts.outgoing.send(|| {
+        let gone = self.parts.outgoing.send(now.mono, || {
             let now = sys_time::mono();
             core.may_release(now) && cells.lease_until() > now
         });
@@ -320,14 +368,20 @@ impl<C: ShardCore> ShardLoop<C> {
 
     /// Reads every readable socket: links first, because what they bring makes room for clients.
     fn receive(&mut self, now: Now) {
+        let mut behind = false;
         for index in 0..self.sockets.len() {
             if self.sockets[index].readable {
                 self.sockets[index].readable = match self.sockets[index].socket {
-                    Socket::Client(client) => self.receive_client(now, client),
+                    Socket::Client(client) => {
+                        let more = self.receive_client(now, client);
+                        behind |= more;
+                        more
+                    }
                     link => self.receive_link(now, link),
                 };
             }
         }
+        self.behind_since = if behind { self.behind_since.min(now.mono) } else { Nanos::MAX };
     }
 
     /// True if there may be more to read. A short batch means that the socket is dry: what comes later makes a
@@ -387,7 +441,7 @@ impl<C: ShardCore> ShardLoop<C> {
                 Err(_) => return false,
             };
             for datagram in 0..count {
-                self.take_client(now, local, datagram);
+                self.take_client(now, local, datagram, Batch::Clients);
             }
             if count < self.client_batch.capacity() {
                 return false;
@@ -397,8 +451,12 @@ impl<C: ShardCore> ShardLoop<C> {
     }
 
     /// Gives one client datagram of the batch to the shard that has its slot.
-    fn take_client(&mut self, now: Now, local: LocalId, index: usize) {
-        let Some(received) = self.client_batch.get(index) else { return };
+    fn take_client(&mut self, now: Now, local: LocalId, index: usize, batch: Batch) {
+        let batch = match batch {
+            Batch::Clients => &mut self.client_batch,
+            Batch::Media => &mut self.media_batch,
+        };
+        let Some(received) = batch.get(index) else { return };
         let tally = &mut self.parts.outgoing.tally;
         tally.client_received += 1;
         if received.truncated {
@@ -413,8 +471,13 @@ impl<C: ShardCore> ShardLoop<C> {
         };
         let shard = usize::from(key.slot(self.parts.slots).0) % self.parts.rings.len();
         if shard == usize::from(self.parts.shard) {
-            tally.dropped.client_refused += u64::from(!self.core.on_client(now, key, &packet));
-            return;
+            return self.parts.outgoing.take(
+                now,
+                &mut self.core,
+                key,
+                &packet,
+                (now.mono.since(self.behind_since), &mut self.answer),
+            );
         }
         let payload = copy_into(&mut self.pool, packet.payload);
         match self.parts.rings[shard].push(Handed { key, source: packet.source, local, payload }) {
@@ -432,8 +495,8 @@ impl<C: ShardCore> ShardLoop<C> {
         for _ in 0..RING_BUDGET {
             let Some(handed) = ring.pop() else { break };
             let packet = Inbound { source: handed.source, local: handed.local, payload: &handed.payload };
-            let accepted = self.core.on_client(now, handed.key, &packet);
-            self.parts.outgoing.tally.dropped.client_refused += u64::from(!accepted);
+            let behind = (now.mono.since(self.behind_since), &mut self.answer);
+            self.parts.outgoing.take(now, &mut self.core, handed.key, &packet, behind);
         }
     }
 
@@ -473,7 +536,11 @@ impl<C: ShardCore> ShardLoop<C> {
     /// Sets the timer for the next deadline. One that is set for earlier is left to fire: a turn with nothing to
     /// do is cheaper than a system call in each turn that moves the deadline.
     fn arm(&mut self, now: Now) -> io::Result<()> {
-        let deadline = self.core.next_timeout().min(self.held.next_timeout());
+        let outgoing = &self.parts.outgoing;
+        // What is due already is no reason to wake: the loop does not sleep then.
+        let media = Some(outgoing.media.due()).filter(|due| *due > now.mono).unwrap_or(Nanos::MAX);
+        let own = media.min(outgoing.records.as_ref().map_or(Nanos::MAX, Records::due));
+        let deadline = self.core.next_timeout().min(self.held.next_timeout()).min(own);
         if deadline < self.armed || self.armed <= now.mono {
             self.timer.arm(deadline)?;
             self.armed = deadline;
@@ -485,7 +552,9 @@ impl<C: ShardCore> ShardLoop<C> {
         serde_json::json!({
             "shard": self.parts.shard,
             "engine": self.core.stats(),
+            "app": self.core.figures(sys_time::now()),
             "io": self.parts.outgoing.read_tally(),
+            "media_ports": self.parts.outgoing.media.opened(),
         })
     }
 }

@@ -74,6 +74,7 @@ const ENGINE: Token = Token(1);
 #[derive(Debug)]
 pub struct Requests {
     count: AtomicU32,
+    reloads: AtomicU32,
     waker: Waker,
 }
 
@@ -82,6 +83,13 @@ impl Requests {
     pub fn end(&self) {
         self.count.fetch_add(1, Relaxed);
         // A failed wake-up means that one is under way.
+        let _ = self.waker.wake();
+    }
+
+    /// Asks the engine to read its routes again.
+    pub fn reload(&self) {
+        self.reloads.fetch_add(1, Relaxed);
+        // As above.
         let _ = self.waker.wake();
     }
 
@@ -277,7 +285,7 @@ impl<'a> Supervisor<'a> {
             command: Box::new(command),
             poll,
             events: Events::with_capacity(4),
-            requests: Arc::new(Requests { count: AtomicU32::new(0), waker }),
+            requests: Arc::new(Requests { count: AtomicU32::new(0), reloads: AtomicU32::new(0), waker }),
             notices: None,
             newest: boots::read(settings),
             history: History::default(),
@@ -363,8 +371,14 @@ impl<'a> Supervisor<'a> {
     /// Passes requests on to the engine until it has ended, which the peers then have been told.
     fn watch(&mut self, mut engine: Engine) -> Result<End, NodeError> {
         let (mut passed_on, mut kill_at) = (0, Nanos::MAX);
+        // An engine that starts reads them anyway.
+        let mut reloads = self.requests.reloads.load(Relaxed);
         while !self.wait(kill_at)? {
             let (asked, now) = (self.asked().min(2), sys_time::mono());
+            let reload = self.requests.reloads.load(Relaxed);
+            if std::mem::replace(&mut reloads, reload) != reload {
+                let _ = signal(engine.child.id(), Signal::Reload);
+            }
             if asked > passed_on {
                 passed_on = asked;
                 let (what, grace) = match asked {

@@ -17,6 +17,8 @@ pub enum Signal {
     Continue,
     /// Asks it to end (SIGTERM); a node hands over what it holds first.
     Terminate,
+    /// Asks a node to read its routes again, and to open anew what may have been moved (SIGHUP).
+    Reload,
     /// Asks a node's engine to end without handing anything over (SIGUSR2).
     EndNow,
 }
@@ -31,6 +33,7 @@ pub fn signal(pid: u32, signal: Signal) -> io::Result<()> {
         Signal::Stop => libc::SIGSTOP,
         Signal::Continue => libc::SIGCONT,
         Signal::Terminate => libc::SIGTERM,
+        Signal::Reload => libc::SIGHUP,
         Signal::EndNow => libc::SIGUSR2,
     };
     let pid = i32::try_from(pid).ok().filter(|pid| *pid > 1);

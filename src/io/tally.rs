@@ -12,6 +12,18 @@ pub struct Tally {
     pub client_received: u64,
     /// Datagrams queued for clients, less those the kernel refused.
     pub client_sent: u64,
+    /// Of those received, the ones at media ports.
+    pub media_received: u64,
+    /// Datagrams sent from media ports.
+    pub media_sent: u64,
+    /// Call records released.
+    pub records: u64,
+    /// Times the file of call records could not be written.
+    pub record_errors: u64,
+    /// New calls answered here, outside the log, because there are too many.
+    pub client_turned_away: u64,
+    /// Notices of the application handed to the shards of this node.
+    pub notices: u64,
     /// Client datagrams handed to another shard, because the kernel gave them to this one.
     pub handed_over: u64,
     /// Times a client socket's send buffer was full.
@@ -59,6 +71,14 @@ pub struct Dropped {
     pub client_address_lost: u64,
     /// To a client: refused by the kernel (no route, firewall, too long).
     pub client_send_failed: u64,
+    /// To a client: the send buffer of its media port was full.
+    pub media_send_full: u64,
+    /// Call records that went to the log, because the file could not be written for too long.
+    pub records_logged: u64,
+    /// Call records of a node that has no TANDEM_CDR.
+    pub records_unwanted: u64,
+    /// Notices of the application: a shard that has too many to hear.
+    pub notices_full: u64,
     /// To a node: over the bound of the send queue.
     pub peer_queue_full: u64,
     /// To a node: refused by the kernel (nobody listens, no route, firewall).

@@ -27,6 +27,7 @@ mod bodies;
 mod client;
 mod dialog;
 mod ending;
+mod figures;
 mod forward;
 mod request;
 mod response;
@@ -51,7 +52,7 @@ use self::shared::{Change, Lost, Shared};
 use self::state::State;
 use crate::app::classify::{KeyExtractor, KeyRule};
 use crate::app::media::Relay;
-use crate::app::{BadSnapshot, CallApp, Context, Inbound, TimerId, Unclassified};
+use crate::app::{BadSnapshot, CallApp, Context, Figure, Inbound, TimerId, Unclassified};
 use crate::types::{CallKey, LocalId, Nanos, Slot};
 use crate::wire::sip::check::{Verdict, judge};
 use crate::wire::sip::{Reason, Start};
@@ -217,6 +218,10 @@ impl CallApp for Sip {
 
     fn on_end(&self, shared: &mut Shared, key: CallKey) {
         shared.ports.end(key);
+    }
+
+    fn figures(&self, shared: &Shared, now: Nanos, tell: &mut dyn FnMut(&'static str, Figure)) {
+        figures::tell(shared, now, tell);
     }
 
     fn snapshot_shared(&self, shared: &Shared, out: &mut Vec<u8>) -> u16 {

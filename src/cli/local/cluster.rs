@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// Where the search for free ports begins.
 const FIRST_CLUSTER_PORT: u16 = 17_100;
 const FIRST_SERVICE_PORT: u16 = 15_060;
+const FIRST_MEDIA_PORT: u16 = 20_000;
+/// How many media ports the cluster has, if nobody says.
+const MEDIA_PORTS: u16 = 4_000;
 /// How long the nodes may take until all of them have met and serve.
 const READY_WITHIN: Duration = Duration::from_secs(15);
 /// How long a node's shards may take to find the time for an answer.
@@ -105,6 +108,10 @@ impl LocalCluster {
         let shards = shards(&flags)?;
         let service = SocketAddr::from((Ipv4Addr::LOCALHOST, free_ports(FIRST_SERVICE_PORT, 1)?));
         flags.push(("SERVICE".into(), service.to_string()));
+        if !said("MEDIA_PORTS") && value_of(&flags, "APP") == "sip" {
+            let first = free_ports(FIRST_MEDIA_PORT, MEDIA_PORTS)?;
+            flags.push(("MEDIA_PORTS".into(), format!("{first}-{}", first + MEDIA_PORTS - 1)));
+        }
         flags.push(("NODES".into(), nodes_on_free_ports(args.nodes, args.hosts, shards + 1)?));
         flags.push(("NODE".into(), "1".into()));
         let resolved = resolve_from_environment(&flags);
@@ -392,10 +399,15 @@ fn engine_pid(status: &Value, pid: u32) -> u32 {
     status["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(pid)
 }
 
+/// What flags or environment say.
+fn value_of(flags: &[(String, String)], name: &str) -> String {
+    let flag = flags.iter().find(|(flag, _)| flag == name).map(|(_, value)| value.clone());
+    flag.or_else(|| std::env::var(format!("TANDEM_{name}")).ok()).unwrap_or_default()
+}
+
 /// How many shards a node will have, from flags or environment.
 fn shards(flags: &[(String, String)]) -> anyhow::Result<u16> {
-    let flag = flags.iter().find(|(name, _)| name == "SHARDS").map(|(_, value)| value.clone());
-    let given = flag.or_else(|| std::env::var("TANDEM_SHARDS").ok()).unwrap_or_default();
+    let given = value_of(flags, "SHARDS");
     match given.as_str() {
         "auto" => Ok(std::thread::available_parallelism()?.get() as u16),
         number => Ok(number

@@ -104,6 +104,25 @@ pub struct FailoverView {
     pub wall_ms: Option<u64>,
 }
 
+/// Calls of SIP, over the slots of the nodes that answered.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SipView {
+    /// Calls in progress.
+    pub calls: u64,
+    /// Media ports lent to calls.
+    pub ports_used: u64,
+    /// Media ports that are open, and that should be, on the nodes that hold service addresses.
+    pub ports_open: (u64, u64),
+    /// Targets of the routes.
+    pub targets: u64,
+    /// Of those, the ones that are down.
+    pub targets_down: u64,
+    /// Call records written since the nodes' engines started.
+    pub records: u64,
+    /// New calls answered 503 since then.
+    pub turned_away: u64,
+}
+
 /// The whole of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Picture {
@@ -121,6 +140,8 @@ pub struct Picture {
     pub addresses: Vec<AddressView>,
     /// The slots.
     pub slots: SlotsView,
+    /// Calls, if the application is SIP.
+    pub sip: Option<SipView>,
     /// The last changes of owner, newest first.
     pub failovers: Vec<FailoverView>,
     /// Failovers without a complete commit set: updates may have been lost.
@@ -146,6 +167,7 @@ impl Picture {
             nodes: nodes(settings, map.as_ref(), leader, answers),
             addresses: addresses(settings, map.as_ref(), answers),
             slots,
+            sip: sip(answers),
             failovers: failovers(answers),
             lossy_failovers: lossy(map.as_ref(), answers),
         }
@@ -346,6 +368,24 @@ fn slots(
     });
     let resync_bytes = sum(answers, "resync_bytes").unwrap_or(0);
     SlotsView { all, served, recovering, replicas, short, calls_short, learning, resync_bytes, ends_in_s }
+}
+
+/// What the nodes say of SIP; nothing if they run another application.
+fn sip(answers: &[Value]) -> Option<SipView> {
+    let shards = || answers.iter().filter_map(|answer| answer["shards"].as_array()).flatten();
+    shards().find(|shard| shard["app"]["targets"].is_u64())?;
+    let sum = |pointer: &str| shards().filter_map(|shard| shard.pointer(pointer)?.as_u64()).sum();
+    let most =
+        |pointer: &str| shards().filter_map(|shard| shard.pointer(pointer)?.as_u64()).max().unwrap_or(0);
+    Some(SipView {
+        calls: sum("/app/calls"),
+        ports_used: sum("/app/media_ports"),
+        ports_open: (sum("/media_ports/0"), sum("/media_ports/1")),
+        targets: most("/app/targets"),
+        targets_down: most("/app/targets_down"),
+        records: sum("/io/records"),
+        turned_away: sum("/io/client_turned_away"),
+    })
 }
 
 /// What all nodes that answered are catching up on, and how much of it is done.

@@ -101,6 +101,24 @@ redundancy  every slot has 3 members
 }
 
 #[test]
+fn calls_of_sip_are_told_once_for_all_nodes() {
+    let mut answers = answers(64);
+    let io = json!({ "records": 7, "client_turned_away": 3 });
+    for (answer, open) in answers.iter_mut().zip([0, 3_000]) {
+        let shard = &mut answer["shards"][0];
+        shard["app"] = json!({ "calls": 5, "media_ports": 20, "targets": 3, "targets_down": 1 });
+        shard["media_ports"] = json!([open, open * 4 / 3]);
+        shard["io"] = io.clone();
+    }
+    let text = said(&Picture::new(&settings(), &answers, None));
+    let wanted = "\
+calls       10 in progress, 40 of 4000 media ports in use (1000 NOT OPEN), 14 records written, 6 calls turned away
+targets     2 up, 1 DOWN
+";
+    assert!(text.contains(wanted), "{text}");
+}
+
+#[test]
 fn nodes_that_are_none_of_the_settings_are_told_by_what_they_say() {
     let mut answers = answers(64);
     answers[1]["asked_at"] = json!("10.0.0.2:7100");

@@ -1,6 +1,6 @@
 //! The picture of a cluster as lines for eyes.
 
-use super::picture::{FailoverView, NodeView, Picture, SlotsView, State};
+use super::picture::{FailoverView, NodeView, Picture, SipView, SlotsView, State};
 use crate::types::Nanos;
 use std::fmt;
 
@@ -35,6 +35,7 @@ impl fmt::Display for Text<'_> {
         self.nodes(f)?;
         self.addresses(f)?;
         slots(f, &picture.slots)?;
+        picture.sip.as_ref().map_or(Ok(()), |view| sip(f, view))?;
         for (number, failover) in picture.failovers.iter().enumerate() {
             let title = if number == 0 { "failovers" } else { "" };
             writeln!(f, "{title:<11} {}", self.failover(failover))?;
@@ -126,6 +127,19 @@ fn slots(f: &mut fmt::Formatter<'_>, slots: &SlotsView) -> fmt::Result {
         writeln!(f, "resync      {} of {} done, {megabytes:.1} MB taken in, {ends}", learning.1, learning.0)?;
     }
     Ok(())
+}
+
+fn sip(f: &mut fmt::Formatter<'_>, sip: &SipView) -> fmt::Result {
+    let SipView { calls, ports_used, ports_open: (open, wanted), targets, targets_down, .. } = *sip;
+    let missing = if open < wanted { format!(" ({} NOT OPEN)", wanted - open) } else { String::new() };
+    let down = if targets_down > 0 { format!(", {targets_down} DOWN") } else { String::new() };
+    writeln!(
+        f,
+        "calls       {calls} in progress, {ports_used} of {wanted} media ports in use{missing}, {} records written, {} \
+         calls turned away",
+        sip.records, sip.turned_away
+    )?;
+    writeln!(f, "targets     {} up{down}", targets.saturating_sub(targets_down))
 }
 
 /// A time in its largest unit.

@@ -244,7 +244,9 @@ fn keepers_hear_notices_through_the_log_and_the_founding_one_first() {
     let first: Vec<Vec<u8>> = (0..16).map(|_| [&[1], &b"founding"[..]].concat()).collect();
     assert_eq!(heard(&mut cluster), first, "the first entry of every slot");
     let now = cluster.now;
-    cluster.shards.iter_mut().for_each(|shard| shard.on_notice(now, b"news", false));
+    for shard in &mut cluster.shards {
+        shard.on_notice(now, b"news", false);
+    }
     cluster.settle();
     let second: Vec<Vec<u8>> = (0..16).map(|_| [&[2], &b"news"[..]].concat()).collect();
     assert_eq!(heard(&mut cluster), second, "each owner tells the slots it owns");

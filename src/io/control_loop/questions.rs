@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::{ControlCore, ControlLoop};
 use crate::io::cells::NodeCells;
-use crate::io::operator::{self, DIGESTS, DRAIN, STATUS};
+use crate::io::operator::{self, DIGESTS, DRAIN, RELOAD, STATUS};
 use crate::io::peer::seal_into;
+use crate::io::reload::Ask;
 use crate::io::shard_loop::{Question, Subject};
 use crate::io::sys_send::Sent;
 use crate::types::{Boot, Nanos, Now};
@@ -20,7 +21,11 @@ pub(super) const MAX_QUESTIONS: usize = 8;
 /// How long a shard may take to answer a question.
 const ANSWER_WITHIN: Nanos = Nanos::from_millis(80);
 
+/// How long the routes may take to be read.
+const RELOAD_WITHIN: Nanos = Nanos::from_secs(2);
+
 /// The tool that asks.
+#[derive(Copy, Clone, PartialEq, Eq)]
 pub(super) struct Asker {
     pub(super) address: SocketAddr,
     pub(super) boot: Boot,
@@ -30,7 +35,7 @@ pub(super) struct Asker {
 
 /// A question that is being answered.
 pub(super) struct Pending {
-    asker: Asker,
+    pub(super) asker: Asker,
     pub(super) until: Nanos,
     about: About,
 }
@@ -39,7 +44,9 @@ enum About {
     /// Every shard is asked.
     Shards { reports: Receiver<Value>, answers: Vec<Value> },
     /// It is answered.
-    Drain(Value),
+    Said(Value),
+    /// The routes are being read.
+    Reload(Receiver<Value>),
 }
 
 /// Begins to answer the question `name`; `None` if there is no such question.
@@ -48,7 +55,7 @@ pub(super) fn take_question(
     asker: Asker,
     now: Now,
     core: &mut impl ControlCore,
-    shards: &[Sender<Question>],
+    (shards, reload): (&[Sender<Question>], &Sender<Ask>),
     cells: &NodeCells,
 ) -> Option<Pending> {
     let of_shards = |subject| {
@@ -59,13 +66,19 @@ pub(super) fn take_question(
         STATUS => of_shards(Subject::Status),
         DIGESTS => of_shards(Subject::Digests),
         // A tool that has missed the answer asks again: to drain twice is to drain.
-        DRAIN => About::Drain(match core.drain(now) {
+        DRAIN => About::Said(match core.drain(now) {
             Ok(()) => json!({ "accepted": true }),
             Err(why) => json!({ "accepted": false, "why": why }),
         }),
+        RELOAD => {
+            let (reply, answer) = channel::bounded(1);
+            reload.try_send(Some(reply)).ok()?;
+            About::Reload(answer)
+        }
         _ => return None,
     };
-    Some(Pending { asker, until: now.mono + ANSWER_WITHIN, about })
+    let within = if matches!(about, About::Reload(_)) { RELOAD_WITHIN } else { ANSWER_WITHIN };
+    Some(Pending { asker, until: now.mono + within, about })
 }
 
 /// Asks every shard; returns where the answers come.
@@ -92,6 +105,19 @@ impl<C: ControlCore> ControlLoop<C> {
                     continue;
                 }
             }
+            if let About::Reload(answer) = &pending.about {
+                match answer.try_recv() {
+                    Ok(answer) => pending.about = About::Said(answer),
+                    Err(_) if now.mono < pending.until => {
+                        index += 1;
+                        continue;
+                    }
+                    Err(_) => {
+                        let why = "the routes are still being read: ask again";
+                        pending.about = About::Said(json!({ "accepted": false, "why": why }));
+                    }
+                }
+            }
             let pending = self.pending.swap_remove(index);
             self.write_answer(pending);
         }
@@ -99,7 +125,8 @@ impl<C: ControlCore> ControlLoop<C> {
 
     fn write_answer(&mut self, pending: Pending) {
         let answer = match pending.about {
-            About::Drain(verdict) => verdict,
+            About::Said(verdict) => verdict,
+            About::Reload(_) => return,
             About::Shards { mut answers, .. } => {
                 answers.sort_by_key(|report| report["shard"].as_u64());
                 let mut report = self.report();

@@ -166,6 +166,7 @@ fn start_with(
         opener: Opener::new(&key, NodeId(node), Boot(boot), NodeSet(0b110)),
         cells: cells.clone(),
         shards: vec![ask],
+        reload: channel::bounded(1).0,
         urgent: true,
         supervisor: Some(4),
         holding: Holding::new((NodeId(node), Boot(boot)), Nanos(0), &addresses, change),

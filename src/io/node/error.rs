@@ -2,7 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
+use crate::config::{PortRange, Show as _};
 use crate::proto::map::MapError;
 
 /// Why a node cannot start, or had to end.
@@ -52,6 +54,35 @@ pub enum NodeError {
         /// The hard limit.
         limit: u64,
     },
+    /// Fewer open files allowed than the media ports need.
+    #[error(
+        "TANDEM_MEDIA_PORTS={} on {addresses} service addresses: this node needs {needed} open files and may have \
+         {limit}: raise the limit (ulimit -n, LimitNOFILE=){}",
+        range.show(), remedy(range, *fits)
+    )]
+    MediaFiles {
+        /// The ports.
+        range: PortRange,
+        /// On so many addresses.
+        addresses: u64,
+        /// What the node needs.
+        needed: u64,
+        /// The hard limit.
+        limit: u64,
+        /// Up to which port the limit would do.
+        fits: Option<u16>,
+    },
+    /// The file of call records.
+    #[error("TANDEM_CDR={}: cannot be opened: {error}", file.display())]
+    Records {
+        /// Which.
+        file: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Where calls go.
+    #[error(transparent)]
+    Routes(#[from] crate::io::reload::RoutesError),
     /// The settings make no cluster map.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -77,6 +108,11 @@ pub enum NodeError {
         /// What it said.
         reason: String,
     },
+}
+
+fn remedy(range: &PortRange, fits: Option<u16>) -> String {
+    let fits = fits.map(|last| PortRange { last, ..*range }.show());
+    fits.map_or_else(String::new, |fits| format!(", or set TANDEM_MEDIA_PORTS={fits}"))
 }
 
 /// Turns what the system said into a [`NodeError`].

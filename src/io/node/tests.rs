@@ -205,7 +205,8 @@ fn a_thread_that_ends_by_itself_ends_the_node_and_is_named() {
     let poll = Poll::new().unwrap();
     let control = Waker::new(poll.registry(), WAKE).unwrap();
     let cells = Arc::new(NodeCells::new(Vec::new(), control));
-    let mut node = RunningNode { cells, threads: Vec::new(), ends: channel::unbounded(), addresses: None };
+    let (ends, reload) = (channel::unbounded(), channel::bounded(1).0);
+    let mut node = RunningNode { cells, threads: Vec::new(), ends, addresses: None, reload };
     type Work = fn() -> io::Result<Value>;
     let works: [(&str, Work, &str); 2] = [
         ("shard-0", || panic!("on purpose"), "a panic"),

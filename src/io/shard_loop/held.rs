@@ -66,6 +66,8 @@ impl<C: ShardCore> ShardLoop<C> {
         let is_news = news.is_some();
         if let Some(map) = news {
             self.core.on_map(now, map.clone());
+            let owned = |slot| map.owns(map.address_of(slot), self.parts.node, self.parts.boot);
+            self.parts.outgoing.records.iter_mut().for_each(|records| records.forget(owned));
             self.drop_overtaken(&map);
             self.held.map = Some(map);
             self.plan(now.mono);
@@ -119,12 +121,26 @@ impl<C: ShardCore> ShardLoop<C> {
     /// Puts down what is to be opened and closed.
     fn plan(&mut self, now: Nanos) {
         self.held.due.clear();
+        self.plan_media(now);
         for local in (0..self.parts.endpoints.len() as u16).map(LocalId::endpoint) {
             let (held, open) = (self.is_held(local), self.socket_of(local).is_some());
             if held && !open && self.held.lease > now {
                 self.held.due.push((local, now));
             } else if !held && open {
                 self.held.due.push((local, now + LINGER));
+            }
+        }
+    }
+
+    fn plan_media(&mut self, now: Nanos) {
+        let Some(map) = &self.held.map else { return };
+        for (address, number) in (0..map.addresses.len()).zip(0_u16..) {
+            let held = map.owns(address, self.parts.node, self.parts.boot);
+            let (media, core) = (&mut self.parts.outgoing.media, &self.core);
+            match held {
+                true if self.held.lease > now => media.open_all(number, now, |local| core.has_call(local)),
+                true => {}
+                false => media.close_all(number, now + LINGER),
             }
         }
     }
@@ -152,6 +168,7 @@ impl<C: ShardCore> ShardLoop<C> {
                     let (recv, send) = (granted.recv, granted.send);
                     tracing::warn!(%endpoint, recv, send, "the kernel grants smaller buffers than TANDEM_RCVBUF and _SNDBUF: raise net.core.rmem_max and wmem_max");
                 }
+                tracing::info!(%endpoint, shard = self.parts.shard, "service endpoint open");
                 let fd = socket.fd();
                 self.parts.outgoing.clients[usize::from(local.endpoint)] = Some(socket);
                 self.watch(local, fd)

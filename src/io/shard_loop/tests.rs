@@ -1,14 +1,16 @@
 //! The shard loop around a stand-in for the engine: sockets, ring, timers, cells.
 
 use super::*;
+use crate::app::media::MediaPorts;
 use crate::io::cells::ShardCell;
+use crate::io::media::{MediaPlan, MediaSockets};
 use crate::io::sys_socket::Buffers;
 use crate::proto::map::{MapAddress, MapNode, MapShape, NodeState};
 use crate::types::{HostId, Slot, Term};
 use crate::wire::seal::{ClusterKey, Sealer};
 use crossbeam::channel;
 use mio::Waker;
-use std::net::UdpSocket;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
 
@@ -43,6 +45,23 @@ impl ShardCore for Fake {
         bytes.push(self.shard as u8);
         self.replies.push((packet.source, packet.local, bytes));
         packet.payload[0] != b'x'
+    }
+    fn admit(
+        &mut self,
+        _now: Now,
+        _key: CallKey,
+        packet: &Inbound<'_>,
+        _behind: Nanos,
+        answer: &mut Vec<u8>,
+    ) -> bool {
+        if packet.payload.ends_with(b"?") {
+            answer.extend_from_slice(b"no");
+        }
+        answer.is_empty()
+    }
+    fn on_notice(&mut self, _now: Now, notice: &Notice) -> usize {
+        self.heard.push(format!("notice {}", String::from_utf8_lossy(&notice.bytes)));
+        3
     }
     fn on_peer(&mut self, _now: Now, from: NodeId, boot: Boot, plaintext: &[u8]) {
         self.heard.push(format!("{from} {} {}", boot.0, String::from_utf8_lossy(plaintext)));
@@ -86,6 +105,12 @@ impl ShardCore for Fake {
     fn next_timeout(&self) -> Nanos {
         self.deadline
     }
+    fn figures(&self, _now: Now) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+    fn has_call(&self, _local: LocalId) -> bool {
+        false
+    }
     fn digests(&self) -> serde_json::Value {
         serde_json::Value::Null
     }
@@ -114,6 +139,15 @@ fn fake(shard: u16) -> Fake {
         lease: Nanos::ZERO,
         gives_up: Arc::default(),
     }
+}
+
+/// The address that has media ports, 16 for each slot.
+const MEDIA_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 3, 1));
+const FIRST_PORT: u16 = 42_000;
+
+fn media_plan(ip: IpAddr, shard: u16) -> Option<MediaPlan> {
+    let ports = MediaPorts { first: FIRST_PORT, last: FIRST_PORT + 63, slots: SLOTS, addresses: 1 };
+    (ip == MEDIA_IP).then(|| MediaPlan { ports, addresses: vec![(ip, 0)], shards: 2, shard })
 }
 
 type Running = JoinHandle<io::Result<serde_json::Value>>;
@@ -149,6 +183,8 @@ impl Node {
             let sealer = Sealer::new(&key, NodeId(id), BOOT, shard as u16 + 1);
             let (ask, questions) = channel::bounded(4);
             asks.push(ask);
+            let mut outgoing = Outgoing::new(1, links, Vec::new(), sealer, cells.clone());
+            outgoing.media = MediaSockets::new(media_plan(endpoint.ip(), shard as u16).as_ref());
             let parts = ShardParts {
                 node: NodeId(id),
                 boot: BOOT,
@@ -158,7 +194,7 @@ impl Node {
                 slots: SLOTS,
                 batch: 4,
                 poll,
-                outgoing: Outgoing::new(1, links, Vec::new(), sealer, cells.clone()),
+                outgoing,
                 listening: Vec::new(),
                 opener: Opener::new(&key, NodeId(id), BOOT, peers),
                 cells: cells.clone(),
@@ -239,6 +275,56 @@ fn datagrams_reach_the_shard_of_their_slot_and_replies_come_back() {
     assert_eq!(sum("/io/client_sent"), 17);
     assert_eq!(sum("/io/dropped/client_no_call"), 1);
     assert_eq!(sum("/io/dropped/client_refused"), 1);
+}
+
+#[test]
+fn media_comes_to_the_shard_of_its_port_and_leaves_from_it() {
+    let node = Node::start(1, SocketAddr::new(MEDIA_IP, 5_060), None, vec![fake(0), fake(1)]);
+    node.hold(1, 1, Nanos::MAX);
+    let open = |shard| node.ask(shard)["media_ports"] == serde_json::json!([32, 32]);
+    while !(open(0) && open(1)) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let client = UdpSocket::bind("127.77.3.9:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    for (port, call) in [(0, b'd'), (17, b'a'), (35, b'b'), (63, b'c')] {
+        let port = SocketAddr::new(MEDIA_IP, FIRST_PORT + port);
+        client.send_to(&[call, b'!'], port).unwrap();
+        let mut buffer = [0; 8];
+        let (len, from) = client.recv_from(&mut buffer).unwrap();
+        assert_eq!((from, &buffer[..len]), (port, &[call, b'!', call % 2][..]));
+    }
+    node.hold(2, 2, Nanos::MAX);
+    while node.ask(0)["media_ports"] != serde_json::json!([0, 0]) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let reports = node.stop();
+    let sum = |name: &str| reports.iter().map(|r| r["io"][name].as_u64().unwrap()).sum::<u64>();
+    assert_eq!((sum("media_received"), sum("media_sent"), sum("handed_over")), (4, 4, 0));
+}
+
+#[test]
+fn new_calls_are_answered_without_the_core_and_notices_reach_every_shard() {
+    let endpoint = free();
+    let node = Node::start(1, endpoint, None, vec![fake(0), fake(1)]);
+    node.hold(1, 1, Nanos::MAX);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut buffer = [0; 8];
+    for call in [b'a', b'b'] {
+        client.send_to(&[call, b'?'], endpoint).unwrap();
+        let (len, from) = client.recv_from(&mut buffer).unwrap();
+        assert_eq!((from, &buffer[..len]), (endpoint, &b"no"[..]));
+    }
+    let (told, counts) = channel::bounded(2);
+    let notice = Notice { bytes: Arc::from(&b"R"[..]), founding: true, told: Some(told) };
+    assert_eq!(node.cells.notify(&notice), 0);
+    drop(notice);
+    assert_eq!(counts.iter().sum::<usize>(), 6);
+    let reports = node.stop();
+    assert!(reports.iter().all(|report| report["engine"]["heard"][0] == "notice R"));
+    let sum = |name: &str| reports.iter().map(|r| r["io"][name].as_u64().unwrap()).sum::<u64>();
+    assert_eq!((sum("client_turned_away"), sum("client_sent")), (2, 2));
 }
 
 #[test]

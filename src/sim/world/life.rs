@@ -60,6 +60,7 @@ impl World {
             blocked_after: settings.timing.dead_after,
             lossy_go: true,
             resync_rate: settings.resync_rate,
+            admission: Default::default(),
             founding: None,
             takeover: None,
             safeguards: self.safeguards,
