@@ -83,6 +83,7 @@ impl Bench {
                 digest_every: 64,
                 hedge_after: Nanos::from_millis(1),
                 multicast: false,
+                admission: Default::default(),
                 founding: None,
                 takeover: None,
                 safeguards: Safeguards::default(),

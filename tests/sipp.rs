@@ -1,0 +1,228 @@
+//! SIP calls with media of a client nobody here wrote: SIPp on both sides of a cluster whose nodes die, and a capture
+//! of the wire between them as the referee.
+
+mod harness;
+
+use harness::hosts::{Bridge, Cluster, Family};
+use harness::{Ended, Folder, Otherwise, Process, loud, sandboxed, sh, until};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+use tandem::cli::capture;
+
+const CALLER: &str = "10.77.0.254";
+const CALLEE: &str = "10.77.0.253";
+/// The first ports of the callees' SIP and of everybody's media; each scenario has its own.
+const CALLEE_PORT: u16 = 7_300;
+const CALLER_PORT: u16 = 7_400;
+const MEDIA_PORT: u16 = 20_000;
+
+fn scenarios() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/sipp");
+    folder.join("INDEX.tsv").exists().then_some(folder)
+}
+
+/// One pair of scenarios of the shared set, each with ports of its own.
+struct Pair {
+    name: String,
+    number: u16,
+}
+
+impl Pair {
+    fn sipp(&self, folder: &Path, side: &str, address: &str, port: u16, media: u16) -> Command {
+        let mut sipp = Command::new("sipp");
+        sipp.current_dir(folder).env("TERM", "dumb");
+        sipp.args(["-sf", &format!("own-{}_{side}.xml", self.name), "-i", address, "-p", &port.to_string()]);
+        sipp.args(["-mi", address, "-mp", &media.to_string(), "-nostdin", "-timeout_error"]);
+        sipp.args(["-trace_err", "-error_file", &format!("{}_{side}.err", self.name)]);
+        sipp
+    }
+
+    fn callee(&self, folder: &Path, calls: usize, within: u32) -> Process {
+        let (port, media) = (CALLEE_PORT + self.number, MEDIA_PORT + 40 * self.number);
+        let mut sipp = self.sipp(folder, "uas", CALLEE, port, media);
+        sipp.args(["-m", &calls.to_string(), "-timeout", &format!("{within}s")]);
+        Process::start(&mut sipp)
+    }
+
+    /// `hold`: how long a call lasts, in ms.
+    fn caller(&self, folder: &Path, service: SocketAddr, calls: usize, rate: u32, hold: u32) -> Process {
+        let (port, media) = (CALLER_PORT + self.number, MEDIA_PORT + 40 * self.number + 20);
+        let mut sipp = self.sipp(folder, "uac", CALLER, port, media);
+        sipp.arg(service.to_string()).args(["-s", &self.name, "-d", &hold.to_string()]);
+        sipp.args(["-m", &calls.to_string(), "-r", &rate.to_string(), "-timeout", "90s"]);
+        Process::start(&mut sipp)
+    }
+}
+
+/// The scenarios and what they read, where SIPp may write beside them.
+fn copied(from: &Path, to: &Folder) {
+    sh(&format!("cp -r {}/. {}; chmod -R u+w {}", from.display(), to.0.display(), to.0.display()));
+}
+
+fn routes(pairs: &[Pair]) -> String {
+    let mut text = String::new();
+    for Pair { name, number } in pairs {
+        let target = format!("{CALLEE}:{}", CALLEE_PORT + number);
+        text += &format!("user {name} {target}\n");
+        match name.as_str() {
+            // The new INVITE goes to the user that the redirect named, a REGISTER to no user at all.
+            "redirect302" => text += &format!("user moved {target}\n"),
+            "register_auth401" => text += &format!("default {target}\n"),
+            _ => {}
+        }
+    }
+    text
+}
+
+/// A cluster on three hosts that carries calls by these routes.
+fn cluster(folder: &Folder, pairs: &[Pair]) -> Cluster {
+    sh(&format!("ip addr add {CALLEE}/24 dev br0"));
+    let file = folder.join("routes");
+    std::fs::write(&file, routes(pairs)).unwrap();
+    let file = file.display().to_string();
+    Cluster::start(
+        Family::V4,
+        &[("APP", "sip"), ("ROUTES", &file), ("MEDIA_PORTS", "30000-33999"), ("CDR", "/run/cdr.jsonl")],
+    )
+}
+
+fn assert_passed(what: &str, folder: &Folder, ended: Ended) {
+    let errors = std::fs::read_dir(&folder.0).unwrap().flatten().map(|entry| entry.path());
+    let errors: Vec<String> = errors
+        .filter(|path| path.extension().is_some_and(|e| e == "err"))
+        .map(|path| std::fs::read_to_string(path).unwrap_or_default())
+        .collect();
+    assert!(ended.status.success(), "{what}: {}\n{}\n{}", ended.status, ended.out, errors.join("\n"));
+}
+
+#[test]
+fn every_scenario_ends_as_it_does_without_a_proxy() {
+    let name = "every_scenario_ends_as_it_does_without_a_proxy";
+    if scenarios().is_none() {
+        return loud(&format!("{name}: no shared scenarios"));
+    }
+    sandboxed(name, &["ip", "nft", "sipp"], Otherwise::Skip, || {
+        let (_bridge, folder) = (Bridge::new(3), Folder::new());
+        let shared = scenarios().unwrap();
+        copied(&shared, &folder);
+        let index = std::fs::read_to_string(shared.join("INDEX.tsv")).unwrap();
+        let names = index.lines().skip(1).filter_map(|line| line.strip_prefix("own-")?.split_once("_uac.xml"));
+        // What a call of a minute shows, calls of two seconds under faults show in less.
+        let names = names.map(|(name, _)| name.to_owned()).filter(|name| name != "long_rtp_60s");
+        let pairs: Vec<Pair> = (0..).zip(names).map(|(number, name)| Pair { name, number }).collect();
+        assert!(pairs.len() >= 13, "{}", pairs.len());
+        let cluster = cluster(&folder, &pairs);
+        let callees: Vec<Process> = pairs.iter().map(|pair| pair.callee(&folder.0, 3, 60)).collect();
+        sleep(Duration::from_millis(300));
+        let callers: Vec<Process> =
+            pairs.iter().map(|pair| pair.caller(&folder.0, cluster.service, 3, 10, 2_000)).collect();
+        for (pair, caller) in pairs.iter().zip(callers) {
+            assert_passed(&format!("{} caller", pair.name), &folder, caller.finish(Duration::from_secs(90)));
+        }
+        for (pair, callee) in pairs.iter().zip(callees) {
+            assert_passed(&format!("{} callee", pair.name), &folder, callee.finish(Duration::from_secs(60)));
+        }
+        cluster.nodes.assert_agree(&[1, 2, 3]);
+        cluster.end();
+    });
+}
+
+/// One RTP stream on one side of the cluster: time and payload by sequence number.
+type Stream = BTreeMap<u16, (u64, Vec<u8>)>;
+
+/// The streams that went in and those that came out, by SSRC.
+fn streams(file: &Path, service: SocketAddr) -> (BTreeMap<u32, Stream>, BTreeMap<u32, Stream>) {
+    let (mut inward, mut outward) = (BTreeMap::<u32, Stream>::new(), BTreeMap::<u32, Stream>::new());
+    for datagram in capture::read(file).unwrap().datagrams {
+        let bytes = &datagram.payload;
+        let media = |at: SocketAddr| at.ip() == service.ip() && (30_000..34_000).contains(&at.port());
+        let into = match (media(datagram.destination), media(datagram.source)) {
+            (true, false) => &mut inward,
+            (false, true) => &mut outward,
+            _ => continue,
+        };
+        if bytes.len() < 12 || bytes[0] >> 6 != 2 || (192..224).contains(&bytes[1]) {
+            continue;
+        }
+        let (sequence, ssrc) = (u16::from_be_bytes([bytes[2], bytes[3]]), &bytes[8..12]);
+        let stream = into.entry(u32::from_be_bytes(ssrc.try_into().unwrap())).or_default();
+        let again = stream.insert(sequence, (datagram.time.0, bytes.to_vec()));
+        assert!(again.is_none(), "{ssrc:?} {sequence} came twice: {datagram:?}");
+    }
+    (inward, outward)
+}
+
+/// The longest time between two packets of a stream, in ms.
+fn gap(stream: &Stream) -> f64 {
+    let times: Vec<u64> = stream.values().map(|(time, _)| *time).collect();
+    times.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as f64 / 1e6).fold(0.0, f64::max)
+}
+
+fn percentile(of: &mut [f64], share: f64) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of[((of.len() - 1) as f64 * share) as usize]
+}
+
+/// Calls with media both ways, `TANDEM_TEST_CALLS` of them; the master of most dies, later the owner.
+#[test]
+fn calls_outlive_their_master_and_their_owner() {
+    let name = "calls_outlive_their_master_and_their_owner";
+    if scenarios().is_none() {
+        return loud(&format!("{name}: no shared scenarios"));
+    }
+    sandboxed(name, &["ip", "nft", "sipp", "dumpcap"], Otherwise::Skip, || {
+        let calls: usize = std::env::var("CALLS").map_or(100, |calls| calls.parse().unwrap());
+        let (_bridge, folder) = (Bridge::new(3), Folder::new());
+        copied(&scenarios().unwrap(), &folder);
+        let pairs = [Pair { name: "rtpstream_own_ports".into(), number: 0 }];
+        let mut cluster = cluster(&folder, &pairs);
+        let file = folder.join("wire.pcap");
+        let mut dumpcap = Command::new("dumpcap");
+        dumpcap.args(["-i", "br0", "-q", "-P", "-B", "64", "-f", "udp portrange 30000-33999", "-w"]).arg(&file);
+        let dumpcap = Process::start(&mut dumpcap);
+        let ready = || std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0);
+        assert!(until(Duration::from_secs(20), ready), "no capture");
+        let callee = pairs[0].callee(&folder.0, calls, 120);
+        sleep(Duration::from_millis(500));
+        let caller = pairs[0].caller(&folder.0, cluster.service, calls, 20, 6_000);
+        let third = Duration::from_millis(calls as u64 * 1_000 / 20 / 3);
+        sleep(third + Duration::from_millis(1_500));
+        let owner = cluster.owner();
+        let (master, _) = cluster.nodes.masters(owner);
+        cluster.nodes.kill_engine(master);
+        sleep(third + Duration::from_secs(1));
+        let owner = cluster.owner();
+        cluster.nodes.kill_engine(owner);
+        assert_passed("caller", &folder, caller.finish(Duration::from_secs(120)));
+        assert_passed("callee", &folder, callee.finish(Duration::from_secs(60)));
+        sh(&format!("kill -INT {}", dumpcap.pid()));
+        dumpcap.finish(Duration::from_secs(20));
+
+        let (inward, outward) = streams(&file, cluster.service);
+        assert_eq!(inward.len(), 2 * calls, "streams");
+        let (mut lost, mut gaps) = (0, Vec::new());
+        for (ssrc, sent) in &inward {
+            let received = outward.get(ssrc).unwrap_or_else(|| panic!("nothing came out of {ssrc:08x}"));
+            for (sequence, (_, bytes)) in received {
+                let (_, original) = sent.get(sequence).expect("a packet that was sent");
+                assert_eq!(bytes, original, "{ssrc:08x} {sequence} was altered");
+            }
+            lost += sent.len() - received.len();
+            gaps.push(gap(received));
+        }
+        let packets: usize = inward.values().map(BTreeMap::len).sum();
+        println!(
+            "{calls} calls, {packets} RTP packets, {lost} lost; longest gap of a stream in ms: p50 {:.1}, p99 {:.1}, max {:.1}",
+            percentile(&mut gaps, 0.5),
+            percentile(&mut gaps, 0.99),
+            percentile(&mut gaps, 1.0),
+        );
+        cluster.wait_until_whole();
+        cluster.nodes.assert_agree(&[1, 2, 3]);
+        cluster.end();
+    });
+}
