@@ -26,7 +26,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use self::council::{Council, Turn};
-use self::peer::Peer;
+use self::peer::{Peer, disagreement};
 use crate::engine::{Outbox, ShardReport};
 use crate::proto::detector::{BeatHeard, Detector, DetectorConfig, DetectorCounters};
 use crate::proto::map::ClusterMap;
@@ -35,9 +35,6 @@ use crate::proto::workers::Workers;
 use crate::types::{Boot, Nanos, NodeId, NodeSet, Now};
 use crate::wire::beat::{ControlFrame, ControlFrames, Hello, HelloRefused};
 use crate::wire::council::write_consensus;
-
-/// Settings of this name and a node's id say where that node is.
-const NODE_PREFIX: &str = "NODES.";
 
 /// How often a hello is repeated to a peer that has not accepted it.
 pub const HELLO_EVERY: Nanos = Nanos::from_millis(100);
@@ -583,25 +580,4 @@ impl Control {
     pub fn detector_counters(&self) -> DetectorCounters {
         self.detector.counters()
     }
-}
-
-/// What is told to a peer that does not join.
-fn disagreement_frame(differs: &Disagreement) -> HelloRefused<'_> {
-    HelloRefused { name: &differs.name, ours: differs.ours.as_deref(), theirs: differs.theirs.as_deref() }
-}
-
-/// The first setting, in this node's order, in which a greeting differs from `ours`.
-fn disagreement(ours: &[(String, String)], hello: Hello<'_>) -> Option<Disagreement> {
-    // A cluster grows by nodes that some know and others do not, yet.
-    let grows = |name: &str| name.starts_with(NODE_PREFIX);
-    for (name, value) in ours {
-        let theirs = hello.pairs().find(|pair| pair.0 == name).map(|pair| pair.1);
-        if theirs != Some(value) && !(theirs.is_none() && grows(name)) {
-            let theirs = theirs.map(str::to_owned);
-            return Some(Disagreement { name: name.clone(), ours: Some(value.clone()), theirs });
-        }
-    }
-    let unknown = |pair: &(&str, &str)| ours.iter().all(|own| own.0 != pair.0) && !grows(pair.0);
-    let (name, value) = hello.pairs().find(unknown)?;
-    Some(Disagreement { name: name.to_owned(), ours: None, theirs: Some(value.to_owned()) })
 }

@@ -1,9 +1,12 @@
 //! What the control keeps for one peer: how far the two have joined, and the round-trip time.
 
 use super::delegate::Delegate;
-use super::{ControlConfig, Disagreement, HELLO_EVERY, disagreement_frame};
+use super::{ControlConfig, Disagreement, HELLO_EVERY};
 use crate::types::{Boot, Nanos, NodeId};
-use crate::wire::beat::{ACCEPTED, Beat, write_beat, write_hello, write_hello_refused};
+use crate::wire::beat::{ACCEPTED, Beat, Hello, HelloRefused, write_beat, write_hello, write_hello_refused};
+
+/// Settings of this name and a node's id say where that node is.
+const NODE_PREFIX: &str = "NODES.";
 
 /// The newest beat of the peer.
 #[derive(Copy, Clone, Debug)]
@@ -136,4 +139,25 @@ impl Peer {
         self.beat_due = false;
         self.refusal_due = false;
     }
+}
+
+/// What is told to a peer that does not join.
+fn disagreement_frame(differs: &Disagreement) -> HelloRefused<'_> {
+    HelloRefused { name: &differs.name, ours: differs.ours.as_deref(), theirs: differs.theirs.as_deref() }
+}
+
+/// The first setting, in this node's order, in which a greeting differs from `ours`.
+pub(super) fn disagreement(ours: &[(String, String)], hello: Hello<'_>) -> Option<Disagreement> {
+    // A cluster grows by nodes that some know and others do not, yet.
+    let grows = |name: &str| name.starts_with(NODE_PREFIX);
+    for (name, value) in ours {
+        let theirs = hello.pairs().find(|pair| pair.0 == name).map(|pair| pair.1);
+        if theirs != Some(value) && !(theirs.is_none() && grows(name)) {
+            let theirs = theirs.map(str::to_owned);
+            return Some(Disagreement { name: name.clone(), ours: Some(value.clone()), theirs });
+        }
+    }
+    let unknown = |pair: &(&str, &str)| ours.iter().all(|own| own.0 != pair.0) && !grows(pair.0);
+    let (name, value) = hello.pairs().find(unknown)?;
+    Some(Disagreement { name: name.to_owned(), ours: None, theirs: Some(value.to_owned()) })
 }
