@@ -86,7 +86,13 @@ fn cluster(folder: &Folder, pairs: &[Pair]) -> Cluster {
     let file = file.display().to_string();
     Cluster::start(
         Family::V4,
-        &[("APP", "sip"), ("ROUTES", &file), ("MEDIA_PORTS", "30000-33999"), ("CDR", "/run/cdr.jsonl")],
+        &[
+            ("APP", "sip"),
+            ("SLOTS", "128"),
+            ("ROUTES", &file),
+            ("MEDIA_PORTS", "30000-33999"),
+            ("CDR", "/run/cdr.jsonl"),
+        ],
     )
 }
 
@@ -110,7 +116,8 @@ fn every_scenario_ends_as_it_does_without_a_proxy() {
         let shared = scenarios().unwrap();
         copied(&shared, &folder);
         let index = std::fs::read_to_string(shared.join("INDEX.tsv")).unwrap();
-        let names = index.lines().skip(1).filter_map(|line| line.strip_prefix("own-")?.split_once("_uac.xml"));
+        let names =
+            index.lines().skip(1).filter_map(|line| line.strip_prefix("own-")?.split_once("_uac.xml"));
         // What a call of a minute shows, calls of two seconds under faults show in less.
         let names = names.map(|(name, _)| name.to_owned()).filter(|name| name != "long_rtp_60s");
         let pairs: Vec<Pair> = (0..).zip(names).map(|(number, name)| Pair { name, number }).collect();
@@ -179,17 +186,19 @@ fn calls_outlive_their_master_and_their_owner() {
         let (_bridge, folder) = (Bridge::new(3), Folder::new());
         copied(&scenarios().unwrap(), &folder);
         let pairs = [Pair { name: "rtpstream_own_ports".into(), number: 0 }];
-        let mut cluster = cluster(&folder, &pairs);
+        let cluster = cluster(&folder, &pairs);
         let file = folder.join("wire.pcap");
         let mut dumpcap = Command::new("dumpcap");
-        dumpcap.args(["-i", "br0", "-q", "-P", "-B", "64", "-f", "udp portrange 30000-33999", "-w"]).arg(&file);
+        dumpcap
+            .args(["-i", "br0", "-q", "-P", "-B", "64", "-f", "udp portrange 30000-33999", "-w"])
+            .arg(&file);
         let dumpcap = Process::start(&mut dumpcap);
         let ready = || std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0);
         assert!(until(Duration::from_secs(20), ready), "no capture");
         let callee = pairs[0].callee(&folder.0, calls, 120);
         sleep(Duration::from_millis(500));
         let caller = pairs[0].caller(&folder.0, cluster.service, calls, 20, 6_000);
-        let third = Duration::from_millis(calls as u64 * 1_000 / 20 / 3);
+        let third = Duration::from_millis(calls as u64 * 50 / 3);
         sleep(third + Duration::from_millis(1_500));
         let owner = cluster.owner();
         let (master, _) = cluster.nodes.masters(owner);
