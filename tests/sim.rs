@@ -237,12 +237,23 @@ enum Worlds {
     Fixed,
     /// In which anybody may.
     Live,
+    /// In which the first owner stands still for about as long as voters take to promise that it gets no lease any more.
+    Promised,
 }
 
 fn draw(worlds: Worlds, seed: u64) -> Scenario {
     match worlds {
         Worlds::Fixed => Scenario::draw_fixed(&mut Rng::new(seed)),
         Worlds::Live => Scenario::draw_live(&mut Rng::new(seed)),
+        Worlds::Promised => {
+            let mut scenario = Scenario::with_faults(seed, true, Vec::new());
+            let beat = scenario.settings.timing.beat.0;
+            let (from, long) = (Nanos::from_millis(20), Nanos(beat * (14 * 8 + seed % 96) / 8));
+            let fault = Fault::Freeze { nodes: one(OWNER), mid: false };
+            scenario.faults = vec![Planned { from, until: from + long, fault }];
+            scenario.load.pause = Nanos::from_micros(150);
+            scenario
+        }
     }
 }
 
@@ -279,12 +290,13 @@ fn first_broken(
     found.into_inner().unwrap()
 }
 
-/// Without any one of the rules that make the slot log safe, the checker must find what goes wrong.
+/// Without any one of the rules that make the slot log safe, the checker must find what goes wrong. One is proven elsewhere,
+/// because it takes four owners in a row: `what_was_recovered_is_released_only_with_an_entry_of_the_new_owners_term`.
 #[test]
 fn the_checker_bites() {
     let on = Safeguards::default();
     let only = from_env_text("TANDEM_SIM_RULE");
-    let cases: [(&str, Safeguards, Worlds, &[&str]); 17] = [
+    let cases: [(&str, Safeguards, Worlds, &[&str]); 16] = [
         ("dedupe of entries", Safeguards { dedupe: false, ..on }, Worlds::Fixed, &["invariant 1"]),
         ("dedupe of outputs", Safeguards { dedupe: false, ..on }, Worlds::Fixed, &["invariant 3"]),
         ("commit_wait", Safeguards { commit_wait: false, ..on }, Worlds::Fixed, &["invariant 2"]),
@@ -308,10 +320,9 @@ fn the_checker_bites() {
         ("frame_term", Safeguards { frame_term: false, ..on }, Worlds::Live, &["invariant 2", "invariant 3"]),
         ("incarnations", Safeguards { incarnations: false, ..on }, Worlds::Live, &["invariant 2"]),
         ("span_hosts", Safeguards { span_hosts: false, ..on }, Worlds::Live, &["invariant 2"]),
-        ("own_term", Safeguards { own_term: false, ..on }, Worlds::Live, &["invariant 2"]),
         ("after_send", Safeguards { after_send: false, ..on }, Worlds::Live, &["invariant 6"]),
         ("lease", Safeguards { lease: false, ..on }, Worlds::Live, &["invariant 4"]),
-        ("promises", Safeguards { promises: false, ..on }, Worlds::Live, &["invariant 4"]),
+        ("promises", Safeguards { promises: false, ..on }, Worlds::Promised, &["invariant 4"]),
     ];
     for (name, safeguards, worlds, invariants) in cases {
         if only.as_ref().is_some_and(|only| only != name) {

@@ -309,11 +309,6 @@ impl Control {
         self.council.drain()
     }
 
-    /// Whether it wants to leave.
-    pub fn is_draining(&self) -> bool {
-        self.council.draining
-    }
-
     /// By the map this life is over: the process has to end, and may begin anew.
     pub fn is_fenced(&self) -> bool {
         self.council.is_fenced() && !self.council.draining

@@ -219,7 +219,7 @@ impl Checker {
         let holders = history.holders(moment);
         let in_term = |map: &&Arc<ClusterMap>| map.owner(Slot(slot)).term == release.term;
         let mut maps = self.agreed.iter().filter(in_term);
-        let durable = maps.any(|map| commits(map, slot, &holders)) || history.may_be_lost();
+        let durable = maps.any(|map| is_durable(map, slot, &holders)) || history.may_be_lost();
         if !durable {
             return Err(format!("invariant 2 (durable): {at} released, executed by {holders:?} only"));
         }
@@ -283,8 +283,13 @@ fn same(sent: &Sent, release: &Release<'_>) -> bool {
 /// Whether those who hold something are a commit set of the slot's members in `map`.
 fn commits(map: &ClusterMap, slot: u16, holders: &[Life]) -> bool {
     let members = &map.group(Slot(slot)).members;
+    is_commit_set(members, map.commit.into(), |m: &&MapMember| holders.contains(&(m.node, m.boot)))
+}
+
+/// The same, of any member set that a new owner would ask.
+fn is_durable(map: &ClusterMap, slot: u16, holders: &[Life]) -> bool {
     let holds = |m: &&MapMember| holders.contains(&(m.node, m.boot));
-    is_commit_set(members, map.commit.into(), holds)
+    map.group(Slot(slot)).configurations().any(|set| is_commit_set(set, map.commit.into(), holds))
 }
 
 /// Whether `some` of `all` are enough, on enough hosts.

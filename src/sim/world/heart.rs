@@ -26,6 +26,8 @@ pub struct Heart {
     pub(super) reports: Vec<(u16, ShardReport)>,
     /// It was asked to hand over what it holds.
     pub(super) asked: bool,
+    /// It was, in this life.
+    pub(super) drains: bool,
     /// The addresses it holds, and in which terms.
     held: Vec<Option<Term>>,
     /// What a turn wrote that stood still before it could send.
@@ -83,6 +85,7 @@ impl World {
             notices: Vec::new(),
             reports: Vec::new(),
             asked: false,
+            drains: false,
             held: vec![None; self.map.addresses.len()],
             pending: None,
             wake: Nanos::MAX,

@@ -45,7 +45,7 @@ impl World {
             Fault::Stall => self.stalled += 1,
             Fault::Drain { node } => {
                 if let Some(heart) = &mut self.nodes[index(node)].heart {
-                    heart.asked = true;
+                    (heart.asked, heart.drains) = (true, true);
                     self.coverage.drains += 1;
                 }
             }
@@ -113,10 +113,7 @@ impl World {
             Fault::Stall => self.stalled -= 1,
             // It has left, or is ended: what it does not hand over is not waited for any longer.
             Fault::Drain { node } => {
-                let draining = self.nodes[index(node)]
-                    .heart
-                    .as_ref()
-                    .is_some_and(|heart| heart.asked || heart.control.is_draining());
+                let draining = self.nodes[index(node)].heart.as_ref().is_some_and(|heart| heart.drains);
                 if draining {
                     self.end_process(index(node), true);
                 }
