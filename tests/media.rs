@@ -16,7 +16,8 @@ use tandem::wire::rtp::Rtp;
 use tandem::wire::sdp::describe::Description;
 use tandem::wire::sdp::part;
 use tandem::wire::sdp::rewrite::Placement;
-use tandem::wire::sip::{HeaderName, Message, StartLine};
+use tandem::wire::sip::HeaderName;
+use tandem::wire::sip::scan::{Message, StartLine};
 
 const PORTS: MediaPorts = MediaPorts { first: 20_000, last: 65_000, slots: 1, addresses: 1 };
 /// Logical time of the first packet of a capture.
@@ -64,7 +65,7 @@ impl Calls {
     fn signal(&mut self, datagram: &Datagram, message: &Message<'_>) {
         let (Some(id), Some(method)) = (message.call_id(), message.cseq_method()) else { return };
         let key = CallKey(self.by_id.len() as u128);
-        let (body, kind) = (message.body(), message.header(HeaderName::CONTENT_TYPE).unwrap_or_default());
+        let (body, kind) = (message.body(), message.header(HeaderName::ContentType).unwrap_or_default());
         let carries = part::description(kind, body).is_some() && !body.is_empty();
         let status = match message.start() {
             StartLine::Request { .. } => 0,
@@ -319,7 +320,7 @@ fn judge(before: &[u8], after: &[u8], placed: &[bool]) -> Result<(), String> {
 /// Rewrites the description in a message's body, if there is one; counts it, and whether it could be read.
 fn rewrite(bytes: &[u8], name: &str, counts: &mut (u32, u32), wrong: &mut Vec<String>) {
     let Some(message) = Message::parse(bytes) else { return };
-    let kind = message.header(HeaderName::CONTENT_TYPE).unwrap_or_default();
+    let kind = message.header(HeaderName::ContentType).unwrap_or_default();
     let Some(range) = part::description(kind, message.body()).filter(|range| !range.is_empty()) else {
         return;
     };

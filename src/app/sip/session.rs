@@ -73,6 +73,7 @@ pub(super) fn request(config: &SipConfig, message: &Message<'_>) -> Result<(Refr
         }
         None if message.method() == Some(Method::Invite) => {
             amended.expires = Some(most.to_string());
+            amended.min_se = (floor > least).then_some(floor);
             most
         }
         // An UPDATE may be about something else.

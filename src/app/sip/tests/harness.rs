@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::app::media::{Ice, MediaPorts};
 use crate::app::sip::Sip;
 use crate::app::sip::config::{MediaConfig, ServiceEndpoint, SipConfig};
-use crate::app::table::{CallTable, OutputSink, Place, TableCounters, TableLimits};
+use crate::app::table::{CallTable, OutputSink, Place, TableLimits};
 use crate::app::{CallApp, Inbound};
 use crate::types::{CallKey, Endpoint, LocalId, Nanos, Position, Slot};
 use crate::wire::sip::{Address, HeaderName, Message};
@@ -190,14 +190,16 @@ impl World {
         all
     }
 
+    /// Takes what was sent from a media port.
+    pub(super) fn take_media(&mut self) -> Option<Sent> {
+        let at = self.waiting.iter().position(|sent| sent.local.port != 0)?;
+        Some(self.waiting.remove(at))
+    }
+
     /// Nothing is waiting.
     pub(super) fn none(&mut self) {
         let texts: Vec<_> = self.waiting.iter().map(|s| (s.to, String::from_utf8_lossy(&s.bytes))).collect();
         assert!(texts.is_empty(), "{texts:#?}");
-    }
-
-    pub(super) fn counters(&self) -> TableCounters {
-        self.table.counters()
     }
 
     /// The record of the only call there was.
@@ -371,8 +373,9 @@ impl Dialog {
             self.cseq += 1;
         }
         let (at, cseq) = (self.at, self.cseq);
+        let peer = self.other.split("tag=").nth(1).unwrap_or_default();
         let mut head = format!(
-            "{method} {} SIP/2.0\nVia: SIP/2.0/UDP {at};branch=z9hG4bK-{at}-{cseq}-{method};rport\nMax-Forwards: 70\n",
+            "{method} {} SIP/2.0\nVia: SIP/2.0/UDP {at};branch=z9hG4bK-{at}-{peer}-{cseq}-{method};rport\nMax-Forwards: 70\n",
             self.target
         );
         for route in &self.routes {
