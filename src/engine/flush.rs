@@ -258,6 +258,12 @@ impl<A: CallApp> Shard<A> {
         stats
     }
 
+    /// What the calls of a slot share, if this shard is a member of it.
+    pub fn shared(&self, slot: Slot) -> Option<&A::Shared> {
+        let seat = self.slots[self.index(slot.0)?].seat.as_ref()?;
+        Some(seat.table.shared())
+    }
+
     /// The place in the log of every slot this shard is a member of and that has entries.
     pub fn digests(&self) -> Vec<SlotDigest> {
         let seats = self.slots.iter().filter_map(|s| s.seat.as_ref()).map(|s| &s.log);

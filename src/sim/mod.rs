@@ -1,6 +1,7 @@
 //! Floor 5: the deterministic simulator. It drives the real core of many nodes in one thread from one
 //! seed, over a virtual network with virtual clocks, and a checker looks on from outside.
 
+pub mod calls;
 pub mod checker;
 pub mod coverage;
 pub mod fault;

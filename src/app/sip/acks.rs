@@ -39,8 +39,7 @@ impl State {
                 if way.routes.is_empty() && way.ours && !party.contact.is_empty() {
                     way.redirect(&party.contact, &party.routes);
                 }
-                let next = way.next.filter(|_| !way.ours || !way.routes.is_empty()).map(Endpoint::from);
-                Some((next.unwrap_or(party.seen.to()), way.endpoint.unwrap_or(party.seen.endpoint)))
+                Some((party.reached_by(&way), way.endpoint.unwrap_or(party.seen.endpoint)))
             }
             // After the loss of all state its routes are all there is (section 16.11).
             None if way.through && !(way.ours && way.routes.is_empty()) => {

@@ -1,10 +1,13 @@
 //! Dialogs, as far as a proxy needs them: to know who speaks, and to end a call itself (RFC 3261 section 12).
 
+use std::net::{IpAddr, SocketAddr};
+
 use super::config::SipConfig;
-use super::routing::ours;
+use super::routing::{Way, ours};
 use super::run::Came;
 use super::state::{Dialog, DialogState, Exchange, NEVER, Party, State};
 use crate::app::media::Side;
+use crate::types::Endpoint;
 use crate::wire::sip::{Address, HeaderName, Message};
 
 /// The dialogs that a call may have at a time; of more, the oldest early one is forgotten.
@@ -47,6 +50,28 @@ impl Dialog {
             () if (from, to) == (callee, caller) => Some(Side::Callee),
             () => None,
         }
+    }
+}
+
+impl Party {
+    /// Where a request to it goes: where its routes or its Contact lead. Where it was seen if that is a name, or our own
+    /// address, or a private one while it is not seen at one: then it sits behind a NAT, and says so without knowing.
+    pub(super) fn reached_by(&self, way: &Way) -> Endpoint {
+        let direct = way.routes.is_empty();
+        let seen = self.seen.to();
+        match way.next {
+            Some(next) if direct && (way.ours || is_private(next) && !is_private(seen.into())) => seen,
+            Some(next) => next.into(),
+            None => seen,
+        }
+    }
+}
+
+/// RFC 1918, RFC 6598 (carriers' NAT), RFC 4193.
+fn is_private(at: SocketAddr) -> bool {
+    match at.ip() {
+        IpAddr::V4(ip) => ip.is_private() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
+        IpAddr::V6(ip) => ip.is_unique_local(),
     }
 }
 
@@ -99,7 +124,7 @@ impl State {
             Address::parse(route).and_then(|a| a.uri()).is_some_and(|uri| ours(config, &uri).is_some())
         };
         let values: Vec<&[u8]> = message.values(HeaderName::RecordRoute).collect();
-        if let Some(end) = values.iter().position(|route| is_ours(route)) {
+        if let Some(end) = values.iter().position(is_ours) {
             callee.routes = joined(values[..end].iter().rev().copied());
         }
         if let (Some(now), DialogState::Early) = (confirmed, dialog.state) {

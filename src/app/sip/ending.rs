@@ -55,7 +55,7 @@ impl State {
         if way.redirect(contact, &to.routes).is_none() {
             return;
         }
-        let next = way.next.map_or(to.seen.to(), Endpoint::from);
+        let next = to.reached_by(&way);
         let Some(endpoint) = run.config.speaker(next, to.seen.endpoint) else { return };
         let hop = Hop::new(next, endpoint);
         let branch = run.ctx.random();

@@ -152,8 +152,7 @@ impl State {
             if way.routes.is_empty() && way.ours && !party.contact.is_empty() {
                 way.redirect(&party.contact, &party.routes).ok_or(Status::NO_DIALOG)?;
             }
-            let to = way.next.filter(|_| !way.ours || !way.routes.is_empty()).map(Endpoint::from);
-            (to.unwrap_or(party.seen.to()), way.endpoint.unwrap_or(party.seen.endpoint))
+            (party.reached_by(way), way.endpoint.unwrap_or(party.seen.endpoint))
         } else if !way.routes.is_empty() || asked.within && way.through && !way.ours {
             let unreachable = if asked.within { Status::NO_DIALOG } else { Status::NOT_FOUND };
             (way.next.ok_or(unreachable)?.into(), way.endpoint.unwrap_or(asked.came.endpoint))
@@ -241,10 +240,14 @@ impl State {
         self.exchanges.push(exchange);
     }
 
-    /// Tries the next target of an exchange whose last one failed.
-    pub(super) fn try_next(&mut self, run: &mut Run<'_, impl Ctx>, at: usize) {
+    /// Tries the next target of an exchange whose last one failed; false if there is none that it can be sent to.
+    pub(super) fn try_next(&mut self, run: &mut Run<'_, impl Ctx>, at: usize) -> bool {
+        if !self.may_try_next(at) {
+            return false;
+        }
         let exchange = &mut self.exchanges[at];
         let request = std::mem::take(&mut exchange.request);
+        let tried = exchange.clients.len();
         if let Ok(message) = Message::parse(&request)
             && let Some(way) = routing::way(run.config, &message)
             && let Ok((_, amended)) = session::request(run.config, &message)
@@ -257,6 +260,7 @@ impl State {
         }
         exchange.request = request;
         self.note_target(at);
+        self.exchanges[at].clients.len() > tried
     }
 
     fn note_target(&mut self, at: usize) {

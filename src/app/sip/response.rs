@@ -11,6 +11,7 @@ use super::session::{self, Amended};
 use super::shared::{Change, Lost};
 use super::state::{Cancel, ClientState, DialogState, NEVER, ServerState, State, Verb};
 use super::story::Cause;
+use super::timing::GIVE_UP;
 use crate::wire::sip::{Message, Method};
 
 impl State {
@@ -182,8 +183,8 @@ impl State {
         }
         if message.code() == Some(503) {
             self.note_failed(run, to);
-            if self.may_try_next(at) {
-                return self.try_next(run, at);
+            if self.try_next(run, at) {
+                return;
             }
         }
         self.conclude(run, at, Ending::Response(message));
@@ -217,8 +218,10 @@ impl State {
         self.after_final(run, at, code, ending);
         let exchange = &mut self.exchanges[at];
         exchange.forget_request();
-        if let (Some(server), Some(bytes)) = (&mut exchange.server, bytes) {
-            server.conclude(run, verb, code, bytes);
+        match (&mut exchange.server, bytes) {
+            (Some(server), Some(bytes)) => server.conclude(run, verb, code, bytes),
+            (Some(server), None) => server.abandon(run.now()),
+            (None, _) => {}
         }
     }
 
@@ -292,8 +295,10 @@ impl State {
                 self.dialogs[dialog].state = DialogState::Confirmed;
             } else {
                 self.dialogs.remove(dialog);
+                // A BYE may end an early dialog: its INVITE says how the call went.
                 if self.dialogs.is_empty()
                     && let Some(story) = &mut self.story
+                    && story.answered > 0
                 {
                     story.end(run.now(), Cause::Bye(side));
                 }
@@ -325,12 +330,12 @@ impl State {
         let (to, silent) = (client.to.to(), client.state == ClientState::Calling);
         if silent && current && exchange.server.is_some() {
             self.note_failed(run, to);
-            if self.may_try_next(at) {
+            if self.try_next(run, at) {
                 // What still comes from it is absorbed for as long as its transaction could last.
                 let client = &mut self.exchanges[at].clients[which];
                 client.repeat.stop();
-                client.until = now.saturating_add(super::timing::GIVE_UP);
-                return self.try_next(run, at);
+                client.until = now.saturating_add(GIVE_UP);
+                return;
             }
         }
         let exchange = &mut self.exchanges[at];

@@ -99,7 +99,13 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    pub(super) fn new(at: SocketAddr, proxy: SocketAddr, call_id: &str, tag: String, names: [String; 2]) -> Agent {
+    pub(super) fn new(
+        at: SocketAddr,
+        proxy: SocketAddr,
+        call_id: &str,
+        tag: String,
+        names: [String; 2],
+    ) -> Agent {
         Agent {
             at,
             tag,
@@ -133,14 +139,16 @@ impl Agent {
 
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.clients.iter().all(|client| client.answered) && self.servers.iter().all(|server| server.again == NEVER)
+        self.clients.iter().all(|client| client.answered)
+            && self.servers.iter().all(|server| server.again == NEVER)
     }
 
     fn head(&mut self, method: &str, cseq: u32, branch: &str) -> String {
         let (uri, routes) = if self.remote.target.is_empty() {
             (self.request_uri.clone(), String::new())
         } else {
-            let routes: String = self.remote.routes.iter().map(|route| format!("Route: {route}\r\n")).collect();
+            let routes: String =
+                self.remote.routes.iter().map(|route| format!("Route: {route}\r\n")).collect();
             (self.remote.target.clone(), routes)
         };
         let to_tag =
@@ -159,7 +167,13 @@ impl Agent {
     }
 
     /// Sends a request, outside a dialog if there is none yet.
-    pub(super) fn request(&mut self, now: u64, method: &str, headers: &[(&str, String)], sdp: Option<String>) -> u32 {
+    pub(super) fn request(
+        &mut self,
+        now: u64,
+        method: &str,
+        headers: &[(&str, String)],
+        sdp: Option<String>,
+    ) -> u32 {
         self.cseq += 1;
         self.branches += 1;
         let branch = format!("z9hG4bK-{}-{}", self.tag, self.branches);
@@ -176,8 +190,19 @@ impl Agent {
         let (again, until) = (now + T1, now + GIVE_UP);
         let (method, cseq) = (String::from(method), self.cseq);
         let (provisional, answered, ack) = (false, false, None);
-        let client =
-            Client { branch, method, cseq, bytes, to, again, interval: T1, until, provisional, answered, ack };
+        let client = Client {
+            branch,
+            method,
+            cseq,
+            bytes,
+            to,
+            again,
+            interval: T1,
+            until,
+            provisional,
+            answered,
+            ack,
+        };
         self.clients.push(client);
     }
 
@@ -282,7 +307,11 @@ impl Agent {
             } else if client.again <= now {
                 self.out.push((client.to, client.bytes.clone()));
                 self.resent.push(now);
-                client.interval = if client.method == "INVITE" { client.interval * 2 } else { (client.interval * 2).min(T2) };
+                client.interval = if client.method == "INVITE" {
+                    client.interval * 2
+                } else {
+                    (client.interval * 2).min(T2)
+                };
                 client.again = now + client.interval;
             }
         }
@@ -337,7 +366,8 @@ impl Agent {
         let method = message.method();
         if method == "ACK" {
             let cseq = message.cseq();
-            let invite = self.servers.iter_mut().find(|server| server.id.1 == "INVITE" && server.cseq == cseq)?;
+            let invite =
+                self.servers.iter_mut().find(|server| server.id.1 == "INVITE" && server.cseq == cseq)?;
             let first = invite.again != NEVER;
             (invite.again, invite.until) = (NEVER, NEVER);
             return first.then_some(News::Request(message));
@@ -354,7 +384,8 @@ impl Agent {
             return None;
         };
         let cseq = message.cseq();
-        let server = Server { id, cseq, to, reply: Vec::new(), code: 0, again: NEVER, interval: T1, until: NEVER };
+        let server =
+            Server { id, cseq, to, reply: Vec::new(), code: 0, again: NEVER, interval: T1, until: NEVER };
         self.servers.push(server);
         if message.method() == "CANCEL" {
             self.reply(now, &message, 200, &[], None);

@@ -62,7 +62,8 @@ impl Conversation {
         let mut caller = agent(place(1, 5060), format!("a{number}"), names);
         caller.request_uri = format!("sip:u{number}@b.sim");
         let callee = agent(place(2, 5060), format!("b{number}"), turned.clone());
-        let first = (script.first != First::None).then(|| agent(place(3, 5060), format!("f{number}"), turned));
+        let first =
+            (script.first != First::None).then(|| agent(place(3, 5060), format!("f{number}"), turned));
         let media = [1, 2].map(|net| MediaEnd::new(place(net, 40_000), u32::from(net) << 16 | number as u32));
         Conversation {
             tasks: vec![(script.start, Task::Invite)],
@@ -156,7 +157,13 @@ impl Conversation {
     }
 
     /// Takes a datagram at one of its addresses.
-    pub(super) fn receive(&mut self, now: u64, at: SocketAddr, from: SocketAddr, bytes: &[u8]) -> Vec<Outgoing> {
+    pub(super) fn receive(
+        &mut self,
+        now: u64,
+        at: SocketAddr,
+        from: SocketAddr,
+        bytes: &[u8],
+    ) -> Vec<Outgoing> {
         if let Some(side) = self.media.iter().position(|media| media.at == at) {
             let [caller, callee] = &mut self.media;
             let (own, other) = if side == 0 { (caller, callee) } else { (callee, caller) };
@@ -219,7 +226,9 @@ impl Conversation {
                 self.ends[0].request(now, "INVITE", &headers, offer);
                 self.note(now, 0, "INVITE");
                 let patience = self.script.ring + self.script.answer_after;
-                if self.script.answer == Answer::Cancel && (self.challenged || self.script.challenge.is_none()) {
+                if self.script.answer == Answer::Cancel
+                    && (self.challenged || self.script.challenge.is_none())
+                {
                     self.later(now + patience, Task::Cancel);
                 }
             }
@@ -233,6 +242,10 @@ impl Conversation {
             Task::Ring(invite) => self.ring(now, &invite),
             Task::Answer(invite) => self.answer(now, &invite),
             Task::Reply(end, request) => self.reply_within(now, end, &request),
+            // The callee says nothing within the dialog before the ACK.
+            Task::Act(index) if self.script.acts[index].0 == 1 && !self.acked => {
+                self.later(now + 20 * MS, Task::Act(index));
+            }
             Task::Act(index) => self.act(now, index),
         }
     }
@@ -327,7 +340,9 @@ impl Conversation {
         match news {
             News::Request(request) => self.on_request(now, end, request),
             News::Response(response) => self.on_response(now, end, &response),
-            News::Silence(method, cseq) => self.faults.push(format!("no answer to {method} {cseq} of end {end}")),
+            News::Silence(method, cseq) => {
+                self.faults.push(format!("no answer to {method} {cseq} of end {end}"))
+            }
         }
     }
 
@@ -358,8 +373,10 @@ impl Conversation {
             self.faults.push(format!("an offer was lost or made up:\n{invite}"));
         }
         if let Some(code) = self.script.challenge.filter(|_| !self.challenged) {
-            self.ends[1].reply(now, &invite, code, &[("WWW-Authenticate", String::from("Digest realm=\"s\""))], None);
-            return;
+            // The next attempt is another call to the media.
+            self.media[1].peer = None;
+            let headers = [("WWW-Authenticate", String::from("Digest realm=\"s\""))];
+            return self.ends[1].reply(now, &invite, code, &headers, None);
         }
         if self.script.challenge.is_some() && invite.get("Authorization").is_empty() {
             self.faults.push(String::from("the credentials are lost"));

@@ -341,3 +341,26 @@ fn a_body_that_is_no_description_passes() {
         world.all(ALICE);
     });
 }
+
+#[test]
+fn an_agent_behind_a_nat() {
+    usual(|world| {
+        let outside = "198.51.100.7:33333";
+        world.send(
+            outside,
+            &invite("w", 1, "", "")
+                .replace("Contact: <sip:alice@10.0.0.1:5060>", "Contact: <sip:alice@192.168.1.2>"),
+        );
+        world.one(outside, "SIP/2.0 100 ");
+        let got = world.one(BOB, "INVITE ");
+        let ok = reply(&got, 200, "b1", BOB, "", "");
+        world.send(BOB, &ok);
+        let mut alice = Dialog::caller(&world.one(outside, "SIP/2.0 200 "), 1);
+        world.send(outside, &alice.request("ACK", "", ""));
+        world.one(BOB, "ACK ");
+        world.send(BOB, &Dialog::callee(&got, &ok, BOB).request("BYE", "", ""));
+        let bye = world.one(outside, "BYE sip:alice@192.168.1.2 ");
+        world.send(outside, &reply(&bye, 200, "", "", "", ""));
+        world.one(BOB, "SIP/2.0 200 ");
+    });
+}

@@ -26,7 +26,7 @@ fn both_are_told(world: &mut World, alice: &Dialog, bob: &Dialog, cause: &str) {
         assert!(values(bye, "Route").is_empty());
     }
     world.wait(600);
-    assert_eq!(world.all(ALICE), [to_alice.clone()]);
+    assert_eq!(world.one(ALICE, "BYE "), to_alice);
     world.all(BOB);
     world.send(ALICE, &reply(&to_alice, 200, "", "", "", ""));
     world.send(BOB, &reply(&to_bob, 481, "", "", "", ""));
