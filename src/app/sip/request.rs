@@ -247,18 +247,20 @@ impl State {
         }
         let exchange = &mut self.exchanges[at];
         let request = std::mem::take(&mut exchange.request);
+        let (verb, from) = (exchange.verb, exchange.from.filter(|_| !exchange.spiral));
         let tried = exchange.clients.len();
         if let Ok(message) = Message::parse(&request)
             && let Some(way) = routing::way(run.config, &message)
             && let Ok((_, amended)) = session::request(run.config, &message)
         {
             let loop_hash = routing::loop_hash(run.config, &message);
-            let body = exchange.body();
+            // The offer once more: of the request as it was sent only the ACK may be left.
+            let body = from.and_then(|side| self.request_body(run, verb, side, &message).ok()?.1);
             let body = body.as_deref();
             let onward = Launch { message: &message, way: &way, loop_hash, body, amended: &amended };
-            exchange.launch(run, &onward);
+            self.exchanges[at].launch(run, &onward);
         }
-        exchange.request = request;
+        self.exchanges[at].request = request;
         self.note_target(at);
         self.exchanges[at].clients.len() > tried
     }
@@ -325,12 +327,6 @@ impl Exchange {
             },
         );
         self.clients.push(Client::start(run, branch, to, bytes, wait));
-    }
-
-    /// The body that it was sent on with.
-    fn body(&self) -> Option<Vec<u8>> {
-        let sent = self.clients.last().and_then(|client| Message::parse(&client.sent).ok())?;
-        Some(sent.body().to_vec())
     }
 }
 

@@ -210,7 +210,9 @@ impl State {
         let (code, bytes) = match ending {
             // Who rang too long was cancelled here; the caller did not ask for that.
             Ending::Response(response) if !(expired && response.code() == Some(487)) => {
-                (response.code().unwrap_or(500), self.response(run, at, response))
+                // A 503 goes back as a 500 (RFC 3261 section 16.7, item 6).
+                let code = response.code().filter(|code| *code != 503).unwrap_or(500);
+                (code, self.response(run, at, response))
             }
             Ending::Response(_) => (408, self.local(run, at, Status::TIMEOUT)),
             Ending::Local(status) => (status.0, self.local(run, at, status)),

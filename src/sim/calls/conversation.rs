@@ -44,6 +44,8 @@ pub(super) struct Conversation {
     challenged: bool,
     pracked: bool,
     acked: bool,
+    /// The end that was on hold and has answered to go on.
+    resuming: Option<usize>,
     invite: Option<Message>,
     version: u32,
     /// When the call was answered, and when its end began.
@@ -77,6 +79,7 @@ impl Conversation {
             challenged: false,
             pracked: false,
             acked: false,
+            resuming: None,
             invite: None,
             version: 0,
             talk: (NEVER, NEVER),
@@ -120,6 +123,8 @@ impl Conversation {
             Answer::Refuse(480) => &[480],
             // A proxy may pass a 500 on as it is.
             Answer::Refuse(_) => &[500],
+            // The first target may have said 503 before, which goes back as 500.
+            Answer::Cancel if self.script.first == First::Busy => &[487, 500],
             Answer::Cancel => &[487],
             Answer::Never => &[408, 487],
         }
@@ -363,6 +368,11 @@ impl Conversation {
                     self.media[1].begin(now);
                 }
             }
+            // By then the answer has come to the node that relays the media.
+            "ACK" if self.resuming == Some(end) => {
+                self.resuming = None;
+                self.media[end].begin(now);
+            }
             "ACK" => {}
             _ => self.later(now + self.script.thinking, Task::Reply(end, request)),
         }
@@ -417,7 +427,7 @@ impl Conversation {
                 }
                 self.pracked = true;
             }
-            "INVITE" if offered.as_deref() == Some("sendrecv") => self.media[end].begin(now),
+            "INVITE" if offered.as_deref() == Some("sendrecv") => self.resuming = Some(end),
             _ => {}
         }
     }
@@ -460,7 +470,8 @@ impl Conversation {
         self.code = code;
         self.note(now, 0, &format!("hears {code}"));
         if code != 200 {
-            self.over[0] = true;
+            // The callee knows of nothing if it was never asked.
+            self.over = [true, self.over[1] || self.invite.is_none()];
             return;
         }
         self.ends[0].learn(response);

@@ -127,9 +127,11 @@ fn judge_record(call: &Conversation, line: &[u8]) -> Result<(), String> {
     let expected: &[&str] = match call.script.answer {
         Answer::Accept => &["answered"],
         Answer::Refuse(486) => &["busy"],
-        Answer::Refuse(480) => &["no_answer"],
+        // By whether the ringing was lost on the wire.
+        Answer::Refuse(480) => &["no_answer", "refused"],
         Answer::Refuse(500) => &["failed"],
         Answer::Refuse(_) => &["refused"],
+        Answer::Cancel if call.code == 500 => &["failed"],
         Answer::Cancel => &["cancelled"],
         Answer::Never => &["no_answer", "timeout", "cancelled"],
     };

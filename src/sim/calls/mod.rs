@@ -31,6 +31,9 @@ const CAP: u64 = 200_000 * MS;
 /// After the last call has ended: every transaction is over.
 const LINGER: u64 = 70_000 * MS;
 
+/// From a node's socket to the members' logs, at most.
+const UNDER_WAY: u64 = 2 * MS;
+
 /// What has happened in runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -143,6 +146,8 @@ struct World {
     loss: u64,
     /// Lost SIP: when, and of which call.
     lost: Vec<(u64, usize)>,
+    /// When a call's last SIP came to a node.
+    latest: Vec<u64>,
     /// After how many datagrams of clients nodes are killed, the last first.
     kills: Vec<u64>,
     ingresses: u64,
@@ -191,6 +196,7 @@ impl World {
             cluster: Cluster::new(&routes),
             node_wakes: vec![u64::MAX; NODES],
             call_wakes: vec![u64::MAX; calls.len()],
+            latest: vec![0; calls.len()],
             calls,
             loss,
             lost: Vec::new(),
@@ -382,9 +388,14 @@ impl World {
             let delay = if self.rng.chance(200) { 0 } else { self.rng.range(1, 2_000_000) };
             self.post(self.now + delay, Event::Kill(node));
         }
-        if !self.cluster.ingress(self.now, local, from, bytes) && local.port == 0 {
+        let carrier = self.cluster.slot_of(&self.calls[call].call_id) % ADDRESSES;
+        let taken = self.cluster.ingress(self.now, local, from, bytes);
+        // Forwarded to a dead node, it is lost too.
+        if local.port == 0 && (!taken || self.cluster.owner(carrier).is_none()) {
             self.say(|| format!("nobody takes {}", first_line(bytes)));
             self.lost.push((self.now, call));
+        } else if local.port == 0 {
+            self.latest[call] = self.now;
         }
         if let Some(owner) = self.cluster.owner(local.endpoint) {
             self.turn(owner);
@@ -400,6 +411,12 @@ impl World {
         self.deaths.push(self.now);
         for address in (0..ADDRESSES).filter(|address| self.cluster.owner(*address) == Some(node)) {
             self.outages.push(Outage { address, from: self.now, to: u64::MAX });
+        }
+        // What has just come to it has perhaps gone no further.
+        for call in 0..self.calls.len() {
+            if self.now - self.latest[call] < UNDER_WAY {
+                self.lost.push((self.now, call));
+            }
         }
         self.cluster.kill(node);
         let (dead, back) = (self.rng.range(20, 150) * MS, self.rng.range(300, 3_000) * MS);
