@@ -62,6 +62,8 @@ const LAST_DELAY: Nanos = Nanos::from_secs(10);
 const LONG_LIFE: Nanos = Nanos::from_secs(30);
 /// A fenced engine is started again at once, unless it lived less than this.
 const SHORT_LIFE: Nanos = Nanos::from_secs(1);
+/// An engine younger than this may not listen for SIGHUP yet, and would die of it.
+const HEARS_AFTER: Nanos = Nanos::from_millis(500);
 /// How long an engine may take beyond its own time limit for a drain...
 const DRAIN_GRACE: Nanos = Nanos::from_secs(3);
 /// ...and when it is to end without one.
@@ -371,13 +373,17 @@ impl<'a> Supervisor<'a> {
     /// Passes requests on to the engine until it has ended, which the peers then have been told.
     fn watch(&mut self, mut engine: Engine) -> Result<End, NodeError> {
         let (mut passed_on, mut kill_at) = (0, Nanos::MAX);
-        // An engine that starts reads them anyway.
-        let mut reloads = self.requests.reloads.load(Relaxed);
-        while !self.wait(kill_at)? {
+        let (mut reloads, mut reload_at) = (self.requests.reloads.load(Relaxed), Nanos::MAX);
+        while !self.wait(kill_at.min(reload_at))? {
             let (asked, now) = (self.asked().min(2), sys_time::mono());
             let reload = self.requests.reloads.load(Relaxed);
             if std::mem::replace(&mut reloads, reload) != reload {
+                reload_at = now.max(engine.started + HEARS_AFTER);
+            }
+            if now >= reload_at {
+                // As below.
                 let _ = signal(engine.child.id(), Signal::Reload);
+                reload_at = Nanos::MAX;
             }
             if asked > passed_on {
                 passed_on = asked;
