@@ -291,7 +291,7 @@ fn replies_taken_for_an_address_that_was_elsewhere_in_between_are_passed_on_agai
         cluster.shards[1].on_map(without, Arc::new(map.clone()));
     }
     cluster.shards[1].on_lease(without, Nanos::MAX);
-    let mut sent = super::Sent::default();
+    let mut sent = Sent::default();
     cluster.shards[1].flush(without, &mut sent);
     assert!(sent.client.is_empty(), "node 3 may have sent these, and newer ones");
     cluster.agree(&map);

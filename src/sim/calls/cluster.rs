@@ -145,6 +145,7 @@ impl Cluster {
             blocked_after: Nanos::from_millis(50),
             lossy_go: false,
             resync_rate: 0,
+            admission: Default::default(),
             founding: Some(self.founding.clone()),
             takeover: Some(Arc::from(*b"T")),
             safeguards: Safeguards::default(),
