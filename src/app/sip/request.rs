@@ -133,7 +133,7 @@ impl State {
             to: value(HeaderName::To),
             uri: asked.message.uri().unwrap_or_default().into(),
             source: asked.came.hop(),
-            tried: Vec::new(),
+            tried: Vec::with_capacity(1),
             code: 0,
             takeovers: run.ctx.shared().slot.takeovers(),
         }));

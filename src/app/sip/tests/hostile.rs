@@ -331,5 +331,5 @@ fn a_call_is_small() {
     let key = world.sip.classify(&packet).expect("a call");
     let call = world.table.call(key).expect("the call");
     let bytes = call.heap_bytes();
-    assert!(bytes <= 900, "{bytes} bytes without those of its media");
+    assert!(bytes <= 800, "{bytes} bytes without those of its media");
 }
