@@ -284,7 +284,8 @@ impl Keeper {
         let uri = format!("sip:{}", SocketAddr::from(to));
         let via = format!("SIP/2.0/UDP {host};branch={COOKIE}{:016x};rport", asked.branch);
         let from = format!("<sip:ping@{host}>;tag={:016x}", self.tag);
-        let request = Request {
+
+        Request {
             method: Method::Options,
             uri: uri.as_bytes(),
             via: via.as_bytes(),
@@ -293,8 +294,7 @@ impl Keeper {
             call_id: self.call_id.as_bytes(),
             cseq: asked.cseq,
         }
-        .build(&[], b"");
-        request
+        .build(&[], b"")
     }
 
     /// An answer counts if it names the ping's branch and comes from the target's address.

@@ -483,7 +483,7 @@ fn time(line: usize, text: &str, range: RangeInclusive<u64>) -> Result<Nanos, Ro
 }
 
 fn time_text(ms: u64) -> String {
-    let (unit, scale) = UNITS.iter().find(|(_, scale)| ms % scale == 0).unwrap_or(&("ms", 1));
+    let (unit, scale) = UNITS.iter().find(|(_, scale)| ms.is_multiple_of(*scale)).unwrap_or(&("ms", 1));
     format!("{}{unit}", ms / scale)
 }
 

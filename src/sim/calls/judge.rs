@@ -61,10 +61,10 @@ impl World {
             let mut last = None;
             for (packet, at) in &media.got {
                 let near = |death: &u64| death <= at && at - death < AFTERMATH;
-                if !seen.insert(*packet) || last.is_some_and(|last| last > *packet) {
-                    if !self.deaths.iter().any(near) {
-                        found.push(format!("media packet {packet} came out of order or twice to end {end}"));
-                    }
+                if (!seen.insert(*packet) || last.is_some_and(|last| last > *packet))
+                    && !self.deaths.iter().any(near)
+                {
+                    found.push(format!("media packet {packet} came out of order or twice to end {end}"));
                 }
                 last = last.max(Some(*packet));
             }
@@ -84,7 +84,7 @@ impl World {
                 let excused = |o: &&super::Outage| {
                     o.from.saturating_sub(UNDER_WAY) <= *at && *at <= o.to.saturating_add(UNDER_WAY)
                 };
-                if !outages.iter().any(|outage| excused(&outage)) {
+                if !outages.iter().any(excused) {
                     found.push(format!(
                         "media packet {packet}, sent at {} ms, never came to end {end}",
                         at / MS

@@ -213,7 +213,7 @@ fn a_ping_is_a_right_request_sent_again_until_it_is_answered() {
     assert_eq!(message.uri(), Some(&b"sip:10.0.0.1:5060"[..]));
     assert_eq!(message.via().expect("a Via").port, Some(5060));
     let start = seat.time;
-    assert_eq!(seat.next(Nanos::MAX), [first.clone()]);
+    assert_eq!(seat.next(Nanos::MAX), std::slice::from_ref(&first));
     assert_eq!(seat.time.since(start), T1);
     assert!(seat.answer(200, &first));
     assert!(seat.answer(200, &first), "a second answer comes to the keeper and means nothing");
