@@ -322,6 +322,15 @@ impl Cluster {
         self.agree(at);
     }
 
+    /// Whether all live nodes have executed the same.
+    pub(super) fn is_level(&self) -> bool {
+        let mut live = self.seats.iter().filter_map(|seat| seat.shard.as_ref()).map(|shard| {
+            shard.digests().into_iter().map(|digest| (digest.slot, digest.executed)).collect::<Vec<_>>()
+        });
+        let first = live.next();
+        live.all(|places| Some(&places) == first.as_ref())
+    }
+
     /// What must hold once everything is over.
     pub(super) fn judge(&self) -> Vec<String> {
         let mut faults = Vec::new();

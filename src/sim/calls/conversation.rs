@@ -335,6 +335,8 @@ impl Conversation {
     /// The media's place in a message.
     fn hear_media(&mut self, end: usize, message: &Message) {
         match message.sdp() {
+            // An ACK that comes after the BYE describes nothing any more.
+            Some(_) if self.over[end] => {}
             Some((peer, _)) if peer.port() > 0 => self.media[end].told(peer),
             Some(_) => self.faults.push(format!("refused media:\n{message}")),
             None => {}
@@ -402,6 +404,7 @@ impl Conversation {
             ("REFER", _) => (202, None),
             ("INVITE" | "UPDATE", Some("sendonly")) => {
                 self.media[end].stop();
+                self.resuming = None;
                 (200, Some(self.sdp(end, "recvonly")))
             }
             ("INVITE" | "UPDATE", Some(_)) => (200, Some(self.sdp(end, "sendrecv"))),

@@ -144,6 +144,8 @@ struct World {
     call_wakes: Vec<u64>,
     /// In thousandths, of SIP between agents and service.
     loss: u64,
+    /// The same between nodes: what one forwards to another may then be lost.
+    peer_loss: u64,
     /// Lost SIP: when, and of which call.
     lost: Vec<(u64, usize)>,
     /// When a call's last SIP came to a node.
@@ -199,6 +201,7 @@ impl World {
             latest: vec![0; calls.len()],
             calls,
             loss,
+            peer_loss: if rng.chance(300) { 2 } else { 0 },
             lost: Vec::new(),
             kills,
             ingresses: 0,
@@ -233,7 +236,9 @@ impl World {
             self.handle(due.event);
             let over = self.cluster.health == Health::Whole && self.calls.iter().all(Conversation::is_over);
             quiet_since = if over { quiet_since.or(Some(self.now)) } else { None };
-            if self.now > CAP || quiet_since.is_some_and(|since| self.now > since + LINGER) {
+            let rested = |since: u64| self.now > since + LINGER;
+            // Pings go on for ever: the end is where nothing of them is under way.
+            if self.now > CAP || quiet_since.is_some_and(rested) && self.cluster.is_level() {
                 break;
             }
         }
@@ -304,8 +309,7 @@ impl World {
         let (sent, next) = self.cluster.turn(self.now, node);
         for (to, bytes) in sent.peer {
             let delay = self.rng.range(50_000, 250_000);
-            // Between nodes a datagram is lost now and then.
-            if !self.rng.chance(2) {
+            if !self.rng.chance(self.peer_loss) {
                 let to = usize::from(to.0) - 1;
                 self.post(self.now + delay, Event::Peer { to, from: node, boot, bytes });
             }
