@@ -116,16 +116,22 @@ impl Nodes {
         sum(&self.status(id), "engine", figure)
     }
 
-    /// The node other than `owner` that is master of most slots, and the one of fewest.
-    pub(crate) fn masters(&self, owner: u16) -> (u16, u16) {
-        let mut slots: BTreeMap<u16, u64> =
-            self.nodes.iter().map(|node| (node.id, 0)).filter(|(id, _)| *id != owner).collect();
+    /// How many slots each node is master of.
+    pub(crate) fn masterships(&self, owner: u16) -> BTreeMap<u16, u64> {
+        let mut slots: BTreeMap<u16, u64> = self.nodes.iter().map(|node| (node.id, 0)).collect();
         for shard in self.status(owner)["shards"].as_array().unwrap() {
             for row in shard["engine"]["masters"].as_array().unwrap() {
                 let id = row[0].as_u64().unwrap() as u16;
                 slots.entry(id).and_modify(|n| *n += row[1].as_u64().unwrap());
             }
         }
+        slots
+    }
+
+    /// The node other than `owner` that is master of most slots, and the one of fewest.
+    pub(crate) fn masters(&self, owner: u16) -> (u16, u16) {
+        let mut slots = self.masterships(owner);
+        slots.remove(&owner);
         let most = *slots.iter().max_by_key(|(_, n)| **n).unwrap().0;
         let fewest = *slots.iter().filter(|(id, _)| **id != most).min_by_key(|(_, n)| **n).unwrap().0;
         assert!(slots[&most] > 0, "no other node is master of anything: {slots:?}");

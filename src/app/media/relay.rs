@@ -3,7 +3,7 @@
 //! Sources: RFC 7983 (what shares a port), RFC 5761 (RTCP on the media port), RFC 3264 section 8.4 (hold).
 
 use super::latch::Arrival;
-use super::line::{Leg, Line, Place, Terms};
+use super::line::{End, Leg, Line, Place, Terms};
 use super::stream::Stream;
 use super::{MAX_STREAMS, Media, MediaSetup, Side};
 use crate::types::{Endpoint, Nanos};
@@ -105,11 +105,10 @@ impl Media {
             Err(reason) => return Relay::Drop(reason),
         };
         let Line { terms, legs } = line;
+        let offered = |side: usize| Some(&self.offers[side].as_ref()?.lines.get(n)?.2);
         let believed = if port == even {
             let rtp = if let Payload::Rtp(rtp) = media { Some(rtp) } else { None };
-            let offered =
-                self.offers[from].as_ref().and_then(|offer| offer.lines.get(n)).map(|(.., end)| end);
-            legs[from].believes(&terms.ends[from], offered, &Arrival { source, now, rtp })
+            legs[from].believes(&terms.ends[from], offered(from), &Arrival { source, now, rtp })
         } else {
             legs[from].believes_control(&terms.ends[from], source)
         };
@@ -117,7 +116,7 @@ impl Media {
             return Relay::Drop(Dropped::UnknownSource);
         }
         line.count(from, &media, payload.len(), now);
-        let (port, to) = match line.destination(1 - from, &media, port != even) {
+        let (port, to) = match line.destination(1 - from, offered(1 - from), &media, port != even) {
             Ok(found) => found,
             Err(reason) => return Relay::Drop(reason),
         };
@@ -176,21 +175,28 @@ impl Line {
         }
     }
 
-    /// The local port and the place that a datagram leaves from and for, to side number `to`.
-    fn destination(&self, to: usize, media: &Payload<'_>, control: bool) -> Result<(u16, Place), Dropped> {
-        let (end, leg) = (&self.terms.ends[to], &self.legs[to]);
+    /// The local port and the place that a datagram leaves from and for, to side number `to`, which offers to be at
+    /// `offered`.
+    fn destination(
+        &self,
+        to: usize,
+        offered: Option<&End>,
+        media: &Payload<'_>,
+        control: bool,
+    ) -> Result<(u16, Place), Dropped> {
+        let (agreed, leg) = (&self.terms.ends[to], &self.legs[to]);
+        // Who offers to take media takes it from then on (RFC 3264 section 5.1): the first words of who answers come
+        // before the answer.
+        let resumed = offered.filter(|end| !agreed.takes_media() && end.takes_media());
+        let end = resumed.unwrap_or(agreed);
+        let learnt = end.media == agreed.media && leg.latch.media.port != 0;
         let held = end.media.port != 0 && end.media.ip_is_zero();
         let place = match media {
             Payload::Rtp(_) if held || !end.direction.receives() => return Err(Dropped::Held),
-            Payload::Rtcp(_) if !self.terms.muxes() => leg.control_place(end.rtcp_place()),
-            Payload::Other if control => leg.control_place(end.rtcp_place()),
-            Payload::Rtp(_) | Payload::Rtcp(_) | Payload::Other => {
-                if leg.latch.media.port != 0 {
-                    leg.latch.media
-                } else {
-                    end.media
-                }
-            }
+            Payload::Rtcp(_) if !self.terms.muxes() => leg.control_place(end.rtcp_place(), learnt),
+            Payload::Other if control => leg.control_place(end.rtcp_place(), learnt),
+            Payload::Rtp(_) | Payload::Rtcp(_) | Payload::Other if learnt => leg.latch.media,
+            Payload::Rtp(_) | Payload::Rtcp(_) | Payload::Other => end.media,
         };
         if !place.is_somewhere() {
             return Err(if held { Dropped::Held } else { Dropped::NoDestination });
@@ -212,12 +218,19 @@ impl Place {
     }
 }
 
+impl End {
+    /// Whether it wants media now.
+    fn takes_media(&self) -> bool {
+        self.media.is_somewhere() && self.direction.receives()
+    }
+}
+
 impl Leg {
-    /// Where its RTCP is, as learnt, or else as described.
-    fn control_place(&self, described: Place) -> Place {
+    /// Where its RTCP is, as learnt if that holds, or else as described.
+    fn control_place(&self, described: Place, learnt: bool) -> Place {
         match self.latch.rtcp {
-            0 => described,
-            port => Place { ip: self.latch.media.ip, port },
+            port if learnt && port != 0 => Place { ip: self.latch.media.ip, port },
+            _ => described,
         }
     }
 

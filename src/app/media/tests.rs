@@ -200,6 +200,30 @@ fn hold_keeps_its_meaning_and_its_ports() {
 }
 
 #[test]
+fn who_offers_to_go_on_hears_before_the_answer() {
+    let (mut stand, caller, callee) = Stand::answered(&audio(CALLER, ""), &audio(CALLEE, ""));
+    assert!(stand.packet(caller, CALLER, &rtp(8, 1, 1)).is_ok());
+    for (hold, resumes_at) in [("a=inactive\r\n", CALLER), ("a=sendonly\r\n", "10.0.0.1:4100")] {
+        stand.offer(Side::Caller, &audio(CALLER, hold)).expect("offered");
+        stand.answer(Side::Callee, &audio(CALLEE, "")).expect("answered");
+        assert_eq!(stand.packet(callee, CALLEE, &rtp(8, 1, 2)), Err(Dropped::Held));
+        stand.offer(Side::Caller, &audio(resumes_at, "")).expect("offered");
+        assert_eq!(stand.packet(callee, CALLEE, &rtp(8, 2, 2)), Ok((caller, resumes_at.into())));
+        stand.with(|media, setup, ports| media.rollback(Side::Caller, setup, ports));
+        assert_eq!(stand.packet(callee, CALLEE, &rtp(8, 3, 2)), Err(Dropped::Held), "refused");
+        stand.offer(Side::Caller, &audio(CALLER, "")).expect("offered");
+        stand.answer(Side::Callee, &audio(CALLEE, "")).expect("answered");
+        stand.with(|media, _, ports| media.confirm(ports));
+    }
+    // On hold in the style of RFC 2543 it comes back from nowhere.
+    stand.offer(Side::Callee, &audio("0.0.0.0:5000", "")).expect("offered");
+    stand.answer(Side::Caller, &audio(CALLER, "")).expect("answered");
+    assert_eq!(stand.packet(caller, CALLER, &rtp(8, 2, 1)), Err(Dropped::Held));
+    stand.offer(Side::Callee, &audio(CALLEE, "")).expect("offered");
+    assert_eq!(stand.packet(caller, CALLER, &rtp(8, 3, 1)), Ok((callee, CALLEE.into())));
+}
+
+#[test]
 fn a_refused_line_gives_its_ports_back_when_that_is_final() {
     let video = "m=video 4002 RTP/AVP 96\r\na=rtpmap:96 VP8/90000\r\n";
     let mut stand = Stand::new();

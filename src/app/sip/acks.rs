@@ -7,9 +7,9 @@ use super::run::{Came, Ctx, Run, Status};
 use super::server::{id, response_hop};
 use super::session::Amended;
 use super::shared::Lost;
-use super::state::{Hop, ServerState, State, Verb};
+use super::state::{Cancel, Exchange, Hop, Server, ServerState, State, Verb};
 use crate::types::Endpoint;
-use crate::wire::sip::Message;
+use crate::wire::sip::{HeaderName, Message};
 
 impl State {
     /// An ACK: to a response above 299 it ends here, to a 2xx it goes on.
@@ -20,6 +20,7 @@ impl State {
         came: Came,
         known: Option<usize>,
     ) {
+        let known = known.or_else(|| self.meant_by_ack(message));
         let server = known.and_then(|at| self.exchanges[at].server.as_mut());
         match server {
             Some(server) if server.state != ServerState::Accepted => server.acknowledged(run.now()),
@@ -49,7 +50,10 @@ impl State {
         };
         let hop = to.and_then(|(to, wanted)| Some(Hop::new(to, run.config.speaker(to, wanted)?)));
         let Some(to) = hop.filter(|_| !looped) else { return stray(run) };
-        let body = dialog.and_then(|(_, side)| self.ack_body(run, side, message));
+        let body = match dialog {
+            Some((_, side)) => self.ack_body(run, side, message),
+            None => self.late_body(run, message),
+        };
         let onward = Onward {
             way: &way,
             source: came.source,
@@ -72,7 +76,7 @@ impl State {
         came: Came,
         known: Option<usize>,
     ) {
-        let Some(at) = known else {
+        let Some(at) = known.or_else(|| self.meant_by_cancel(message, came)) else {
             run.lose(Lost::StrayRequest);
             return reject_stateless(run, message, came, Status::NO_DIALOG);
         };
@@ -83,8 +87,49 @@ impl State {
             exchange.cancelled = true;
             exchange.targets.clear();
             if let Some(client) = exchange.clients.last_mut() {
+                if client.cancel == Cancel::No {
+                    let reasons: Vec<&[u8]> = message.values(HeaderName::Reason).collect();
+                    client.reason = reasons.join(&b", "[..]).into_boxed_slice();
+                }
                 client.cancel(run);
             }
         }
     }
+
+    /// The INVITE that a CANCEL means whose branch names none, for there are agents that make it another: the only one
+    /// from that address with its From tag and CSeq number that has no ACK yet.
+    fn meant_by_cancel(&self, cancel: &Message<'_>, came: Came) -> Option<usize> {
+        let from_there = |exchange: &Exchange| exchange.source.to() == came.source;
+        let waits = |state| matches!(state, ServerState::Proceeding | ServerState::Completed);
+        self.meant(|exchange, server, reply| {
+            from_there(exchange) && waits(server.state) && same_request(reply, cancel)
+        })
+    }
+
+    /// The INVITE whose refusal an ACK means though its branch does not say so: by the fields of RFC 3261 section
+    /// 17.2.3 for agents that know no branches.
+    fn meant_by_ack(&self, ack: &Message<'_>) -> Option<usize> {
+        let to = |message: &Message<'_>| message.to().and_then(|to| to.tag()).map(<[u8]>::to_vec);
+        self.meant(|_, server, reply| {
+            server.state == ServerState::Completed && same_request(reply, ack) && to(reply) == to(ack)
+        })
+    }
+
+    /// The only INVITE for which that is true, asked with what was answered last.
+    fn meant(&self, is: impl Fn(&Exchange, &Server, &Message<'_>) -> bool) -> Option<usize> {
+        let fits = |exchange: &Exchange| {
+            let server = exchange.server.as_ref().filter(|_| exchange.verb == Verb::Invite);
+            server.is_some_and(|server| Message::parse(&server.reply).is_ok_and(|m| is(exchange, server, &m)))
+        };
+        let mut all = self.exchanges.iter().enumerate().filter(|(_, exchange)| fits(exchange));
+        let (at, _) = all.next()?;
+        all.next().is_none().then_some(at)
+    }
+}
+
+/// Whether two messages of a call belong to the same request, by what every message of a transaction repeats.
+fn same_request(one: &Message<'_>, other: &Message<'_>) -> bool {
+    let number = |message: &Message<'_>| message.cseq().map(|cseq| cseq.number);
+    let from = |message: &Message<'_>| message.from().and_then(|from| from.tag()).map(<[u8]>::to_vec);
+    number(one) == number(other) && from(one) == from(other)
 }

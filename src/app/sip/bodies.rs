@@ -96,6 +96,13 @@ impl State {
         body
     }
 
+    /// The body of an ACK whose dialog is over or was never known: nothing is anchored any more that a description
+    /// could lead to, so it goes on without one. `None`: as it is, for it may be that of a call that was only passed on.
+    pub(super) fn late_body(&self, run: &Run<'_, impl Ctx>, message: &Message<'_>) -> Option<Vec<u8>> {
+        let passed_on = self.exchanges.iter().any(|exchange| exchange.spiral);
+        (run.config.media.is_some() && !passed_on && has_description(message)).then(Vec::new)
+    }
+
     /// The body of a response that goes back, if it is another.
     pub(super) fn response_body(
         &mut self,

@@ -38,6 +38,7 @@ impl Client {
             repeat: Repeat::start(now),
             until: now.saturating_add(wait),
             cancel: Cancel::No,
+            reason: Box::default(),
             last: 0,
         }
     }
@@ -80,7 +81,8 @@ impl Client {
     }
 
     fn write_cancel(&self, run: &mut Run<'_, impl Ctx>) {
-        if let Some(bytes) = Message::parse(&self.sent).ok().and_then(|request| sip::cancel(&request)) {
+        let request = Message::parse(&self.sent).ok();
+        if let Some(bytes) = request.and_then(|request| sip::cancel(&request, &self.reason)) {
             run.send(self.to, &bytes);
         }
     }
@@ -129,6 +131,7 @@ impl Client {
 
     fn finish(&mut self, until: u64) {
         self.sent = Box::default();
+        self.reason = Box::default();
         self.repeat.stop();
         self.cancel_answered();
         self.until = until;

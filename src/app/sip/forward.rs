@@ -48,6 +48,9 @@ pub(super) fn request(config: &SipConfig, message: &Message<'_>, onward: &Onward
     onward.session.write(&mut rewrite);
     if let Some(body) = onward.body {
         rewrite.set_body(body);
+        if body.is_empty() {
+            rewrite.remove(HeaderName::ContentType);
+        }
     }
     rewrite.finish()
 }

@@ -132,6 +132,8 @@ pub(super) struct Client {
     /// Timer B, C, D, F, K or M.
     pub until: u64,
     pub cancel: Cancel,
+    /// What its CANCEL says of why (RFC 3326), if anything.
+    pub reason: Box<[u8]>,
     /// A hash of the last response, to know it again.
     pub last: u64,
 }
@@ -274,7 +276,7 @@ impl Exchange {
     }
 
     fn stored(&self) -> usize {
-        let clients: usize = self.clients.iter().map(|client| client.sent.len()).sum();
+        let clients: usize = self.clients.iter().map(|client| client.sent.len() + client.reason.len()).sum();
         self.request.len() + clients + self.server.as_ref().map_or(0, |server| server.reply.len())
     }
 

@@ -176,17 +176,17 @@ impl Request<'_> {
 /// The ACK for a response above 299 to an INVITE as it was sent (RFC 3261 section 17.1.1.3). `None` if
 /// one of them lacks what the ACK is made of.
 pub fn ack(invite: &Message<'_>, response: &Message<'_>) -> Option<Vec<u8>> {
-    follow(invite, Method::Ack, response.first(HeaderName::To)?)
+    follow(invite, Method::Ack, response.first(HeaderName::To)?, b"")
 }
 
-/// The CANCEL of a request as it was sent (RFC 3261 section 9.1). `None` if it lacks what the CANCEL is
-/// made of.
-pub fn cancel(request: &Message<'_>) -> Option<Vec<u8>> {
-    follow(request, Method::Cancel, request.first(HeaderName::To)?)
+/// The CANCEL of a request as it was sent (RFC 3261 section 9.1), with this Reason (RFC 3326) unless that is empty.
+/// `None` if it lacks what the CANCEL is made of.
+pub fn cancel(request: &Message<'_>, reason: &[u8]) -> Option<Vec<u8>> {
+    follow(request, Method::Cancel, request.first(HeaderName::To)?, reason)
 }
 
 /// A request on the way and in the transaction of another one.
-fn follow(request: &Message<'_>, method: Method<'_>, to: &[u8]) -> Option<Vec<u8>> {
+fn follow(request: &Message<'_>, method: Method<'_>, to: &[u8], reason: &[u8]) -> Option<Vec<u8>> {
     let Start::Request { uri, .. } = request.start() else { return None };
     let next = Request {
         method,
@@ -197,8 +197,9 @@ fn follow(request: &Message<'_>, method: Method<'_>, to: &[u8]) -> Option<Vec<u8
         call_id: request.call_id()?,
         cseq: request.cseq()?.number,
     };
-    let routes: Vec<_> = request.values(HeaderName::Route).map(|route| (HeaderName::Route, route)).collect();
-    Some(next.build(&routes, b""))
+    let routes = request.values(HeaderName::Route).map(|route| (HeaderName::Route, route));
+    let why = (!reason.is_empty()).then_some((HeaderName::Reason, reason));
+    Some(next.build(&routes.chain(why).collect::<Vec<_>>(), b""))
 }
 
 #[cfg(test)]
@@ -272,8 +273,10 @@ mod tests {
             )
         };
         assert_eq!(text(&ack(&invite, &busy).expect("an ACK")), expected("ACK", "<sip:b@x>;tag=2"));
-        assert_eq!(text(&cancel(&invite).expect("a CANCEL")), expected("CANCEL", "<sip:b@x>"));
-        assert!(cancel(&busy).is_none());
+        assert_eq!(text(&cancel(&invite, b"").expect("a CANCEL")), expected("CANCEL", "<sip:b@x>"));
+        let why = text(&cancel(&invite, b"SIP;cause=200").expect("a CANCEL"));
+        assert!(why.contains("\r\nReason: SIP;cause=200\r\n"), "{why}");
+        assert!(cancel(&busy, b"").is_none());
     }
 
     #[test]

@@ -73,7 +73,7 @@ fn look_into(bytes: &[u8], message: &Message<'_>) {
         }
     }
     ack(message, message);
-    cancel(message);
+    cancel(message, b"SIP;cause=200");
 }
 
 fn look_into_value(value: &[u8]) {

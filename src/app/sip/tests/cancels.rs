@@ -45,6 +45,66 @@ fn while_it_rings() {
     });
 }
 
+/// SIPp's scenarios make branches of CANCEL and ACK themselves, and others than the INVITE's.
+#[test]
+fn by_an_agent_that_makes_other_branches() {
+    usual(|world| {
+        let other = |message: String, name: &str| message.replace("branch=z9hG4bK-INVITE-1", name);
+        let (asked, got) = call(world);
+        world.send(BOB, &reply(&got, 180, "b1", BOB, "", ""));
+        world.one(ALICE, "SIP/2.0 180 ");
+        let quits = other(cancel(&asked), "branch=z9hG4bK-other");
+        // From elsewhere, under another number or by another party it is nothing.
+        world.send(CAROL, &quits);
+        world.one(CAROL, "SIP/2.0 481 ");
+        for (part, wrong) in [("CSeq: 1", "CSeq: 2"), ("tag=a1", "tag=a2")] {
+            world.send(ALICE, &quits.replace(part, wrong));
+            world.one(ALICE, "SIP/2.0 481 ");
+        }
+        world.none();
+        world.send(ALICE, &quits);
+        world.one(ALICE, "SIP/2.0 200 OK\r\n");
+        let cancelled = world.one(BOB, "CANCEL ");
+        world.send(BOB, &reply(&cancelled, 200, "b1", "", "", ""));
+        world.send(BOB, &reply(&got, 487, "b1", "", "", ""));
+        world.one(BOB, "ACK ");
+        let over = world.one(ALICE, "SIP/2.0 487 ");
+        world.send(ALICE, &quits);
+        world.one(ALICE, "SIP/2.0 200 OK\r\n");
+        let ack = other(ack_refusal(&asked, &over), "branch=z9hG4bK-third");
+        world.send(ALICE, &ack.replace("tag=b1", "tag=b2"));
+        world.wait(600);
+        assert_eq!(world.one(ALICE, "SIP/2.0 487 "), over);
+        world.send(ALICE, &ack);
+        world.wait(5_000);
+        world.none();
+        assert_eq!(world.record()["cause"], "cancel");
+    });
+}
+
+#[test]
+fn its_reason_goes_on_with_it() {
+    usual(|world| {
+        let (asked, got) = call(world);
+        let why = "Reason: SIP;cause=200;text=\"Call completed elsewhere\"\r\nReason: Q.850;cause=26\r\n";
+        world.send(ALICE, &cancel(&asked).replace("Content-Length", &format!("{why}Content-Length")));
+        world.one(ALICE, "SIP/2.0 200 OK\r\n");
+        world.send(BOB, &reply(&got, 180, "b1", BOB, "", ""));
+        world.one(ALICE, "SIP/2.0 180 ");
+        world.wait(600);
+        let cancels = world.each(BOB, &["CANCEL ", "CANCEL "]);
+        for cancelled in &cancels {
+            let reasons = values(cancelled, "Reason");
+            assert_eq!(reasons, ["SIP;cause=200;text=\"Call completed elsewhere\"", "Q.850;cause=26"]);
+        }
+        world.send(BOB, &reply(&cancels[0], 200, "b1", "", "", ""));
+        world.send(BOB, &reply(&got, 487, "b1", "", "", ""));
+        world.one(BOB, "ACK ");
+        let over = world.one(ALICE, "SIP/2.0 487 ");
+        world.send(ALICE, &ack_refusal(&asked, &over));
+    });
+}
+
 #[test]
 fn before_anything_came_back() {
     usual(|world| {

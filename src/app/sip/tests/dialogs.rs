@@ -128,6 +128,20 @@ fn an_offer_that_comes_late() {
     });
 }
 
+/// Between its BYE and the end of all repetitions an ACK may still come, and what it describes leads nowhere any more.
+#[test]
+fn an_ack_after_the_bye_describes_nothing() {
+    usual(|world| {
+        let (mut alice, _) = establish(world, "c", &sdp("10.0.0.1", 4000), &sdp("10.0.0.2", 6000));
+        let late = alice.request("ACK", "", &sdp("10.0.0.1", 4000));
+        hang_up(world, &mut alice);
+        world.send(ALICE, &late);
+        let passed = world.one(BOB, "ACK ");
+        assert_eq!((body(&passed).as_str(), header(&passed, "Content-Length").as_deref()), ("", Some("0")));
+        assert_eq!(header(&passed, "Content-Type"), None);
+    });
+}
+
 #[test]
 fn provisional_responses_are_acknowledged_and_an_update_follows() {
     usual(|world| {
