@@ -146,7 +146,8 @@ fn master(cluster: &Cluster) -> u16 {
     let mut found = None;
     let there = until(Duration::from_secs(10), || {
         let owner = cluster.owner();
-        let others = cluster.nodes.masterships(owner).into_iter().filter(|(id, slots)| *id != owner && *slots > 0);
+        let others =
+            cluster.nodes.masterships(owner).into_iter().filter(|(id, slots)| *id != owner && *slots > 0);
         found = others.max_by_key(|(_, slots)| *slots).map(|(id, _)| id);
         found.is_some()
     });

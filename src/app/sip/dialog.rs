@@ -100,9 +100,11 @@ impl State {
         came: Came,
         confirmed: Option<u64>,
     ) {
-        let Some(name) = message.first(HeaderName::To).filter(|name| !tag(name).is_empty()) else { return };
-        let at = match self.dialog_of(message) {
-            Some((at, _)) => at,
+        let Some(name) = message.first(HeaderName::To) else { return };
+        let known = self.dialog_of(message).map(|(at, _)| at).or_else(|| self.only_early(message));
+        let at = match known {
+            Some(at) => at,
+            None if tag(name).is_empty() => return,
             None => {
                 let Some(dialog) = self.exchanges.get(exchange).and_then(|e| early(e, name, came)) else {
                     return;
@@ -133,6 +135,16 @@ impl State {
             // What is kept for hours is kept tight.
             self.dialogs.shrink_to_fit();
         }
+    }
+
+    /// The dialog of a response that forgets the tag which earlier ones had: the only early one, if there is one.
+    fn only_early(&self, response: &Message<'_>) -> Option<usize> {
+        let untagged = response.to().is_some_and(|to| to.tag().is_none());
+        let caller = response.from().and_then(|from| from.tag()).unwrap_or_default();
+        let fits = |d: &Dialog| d.state == DialogState::Early && tag(&d.parties[0].name) == caller;
+        let mut all = self.dialogs.iter().enumerate().filter(|(_, dialog)| untagged && fits(dialog));
+        let (at, _) = all.next()?;
+        all.next().is_none().then_some(at)
     }
 
     fn make_room(&mut self) {

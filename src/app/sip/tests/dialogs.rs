@@ -180,6 +180,24 @@ fn provisional_responses_are_acknowledged_and_an_update_follows() {
 }
 
 /// The ACK of an INVITE that other requests followed.
+/// As a SIPp scenario does it that puts a 200 together from pieces of the INVITE.
+#[test]
+fn an_answer_that_forgets_the_tag_belongs_to_who_rang() {
+    usual(|world| {
+        world.send(ALICE, &invite("t", 1, "", &sdp("10.0.0.1", 4000)));
+        world.one(ALICE, "SIP/2.0 100 ");
+        let got = world.one(BOB, "INVITE ");
+        world.send(BOB, &reply(&got, 183, "b1", BOB, "", &sdp("10.0.0.2", 6000)));
+        let mut alice = Dialog::caller(&world.one(ALICE, "SIP/2.0 183 "), 1);
+        world.send(BOB, &reply(&got, 200, "", BOB, "", &sdp("10.0.0.2", 6000)));
+        world.one(ALICE, "SIP/2.0 200 ");
+        world.send(ALICE, &alice.request("ACK", "", ""));
+        world.one(BOB, "ACK ");
+        hang_up(world, &mut alice);
+        assert_eq!(world.record()["outcome"], "answered");
+    });
+}
+
 fn with_cseq(ack: &str, cseq: u32) -> String {
     let old = header(ack, "CSeq").expect("CSeq");
     ack.replace(&format!("CSeq: {old}"), &format!("CSeq: {cseq} ACK"))
