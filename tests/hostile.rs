@@ -258,7 +258,7 @@ fn a_node_with_another_key_never_joins() {
 #[test]
 fn a_node_with_another_cluster_wide_setting_never_joins() {
     sandboxed("a_node_with_another_cluster_wide_setting_never_joins", &[], Otherwise::RunHere, || {
-        for (name, ours, theirs) in [("R", "3", "2"), ("SLOTS", "4096", "64")] {
+        for (name, ours, theirs) in [("R", "3", "2"), ("SLOTS", "1024", "64")] {
             let odd = Odd::start((&format!("TANDEM_{name}"), theirs));
             serves_without_the_third(name, &odd);
             let status = odd.nodes.status(1);

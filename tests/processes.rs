@@ -128,7 +128,7 @@ fn the_state_of_a_cluster_is_told_by_any_node() {
         let ended = harness::run(&mut status, Duration::from_secs(10));
         assert!(ended.status.success(), "{ended:?}");
         for line in
-            ["n1 ", "n2 ", "n3 ", "slots       4096: 4096 served, 0 recovering", "redundancy  every slot"]
+            ["n1 ", "n2 ", "n3 ", "slots       1024: 1024 served, 0 recovering", "redundancy  every slot"]
         {
             assert!(ended.out.lines().any(|said| said.starts_with(line)), "{line} in {}", ended.out);
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Slots where nothing but the number of calls matters.
-const SLOTS: u16 = 4_096;
+const SLOTS: u16 = 1_024;
 /// Slots of SIP without media: each has a keeper.
 const SLOTS_OF_SIP: u16 = 1_024;
 /// The fewest pairs of ports a slot can work with: two for a call, and two resting.
@@ -92,8 +92,8 @@ mod tests {
     #[test]
     fn slots_follow_the_application_and_the_ports() {
         let sip = ("APP", "sip");
-        assert_eq!(slots(&[]), Ok(4_096));
-        assert_eq!(slots(&[("MEDIA_PORTS", "20000-20001")]), Ok(4_096), "echo has no media");
+        assert_eq!(slots(&[]), Ok(1_024));
+        assert_eq!(slots(&[("MEDIA_PORTS", "20000-20001")]), Ok(1_024), "echo has no media");
         assert_eq!(slots(&[sip]), Ok(32));
         assert_eq!(slots(&[sip, ("MEDIA_PORTS", "20000-39999")]), Ok(128));
         assert_eq!(slots(&[sip, ("MEDIA_PORTS", "20000-20009")]), Ok(1));

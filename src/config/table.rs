@@ -110,7 +110,7 @@ settings! {
         "1 to TANDEM_R, or 0 for a majority of it"; "how many members must hold an entry before its replies go out"
 
     "SLOTS" slots: u16 = "auto", Cluster, slots;
-        "1 to 32768, or auto: 4096 for echo; for sip as many as TANDEM_MEDIA_PORTS gives 48 pairs of ports each, a power of two for each service address, or 1024 without media";
+        "1 to 32768, or auto: 1024 for echo; for sip as many as TANDEM_MEDIA_PORTS gives 48 pairs of ports each, a power of two for each service address, or 1024 without media";
         "how many replicated logs the calls are spread over"
 
     "SHARDS" shards: u16 = "auto", Cluster, shards;
