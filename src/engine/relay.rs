@@ -72,6 +72,8 @@ pub(super) struct Delivering {
     /// By slot and service address: the term, the holder and the ordinal of the last one passed on.
     last: BTreeMap<(usize, u16), (Term, Holder, u64)>,
     again_at: Option<Nanos>,
+    /// Some have not been passed to their present holder for want of a lease.
+    held_back: bool,
     /// From other owners, for the next flush.
     taken: Vec<Taken>,
     /// By slot and service address: term and ordinal of the last reply taken.
@@ -239,6 +241,14 @@ impl<A: CallApp> Shard<A> {
         self.holder(local).unwrap_or((self.config.me, self.config.boot))
     }
 
+    /// With the lease back, what was passed to an earlier holder goes to the present one, which may be this very node,
+    /// before anything newer leaves.
+    pub(super) fn catch_up_deliveries(&mut self, now: Now) {
+        if self.delivering.held_back && self.may_release(now.mono) {
+            self.deliver_again(now);
+        }
+    }
+
     /// Hands over what may leave, and passes on what leaves elsewhere.
     pub(super) fn release(&mut self, now: Now, out: &mut impl Outbox) {
         if self.releasing.is_empty() && self.delivering.taken.is_empty() {
@@ -318,6 +328,8 @@ impl<A: CallApp> Shard<A> {
     /// must be before anything newer is passed to that one.
     pub(super) fn deliver_again(&mut self, now: Now) {
         self.delivering.again_at = None;
+        self.delivering.held_back = false;
+        let may_release = self.may_release(now.mono);
         let mut passed = std::mem::take(&mut self.delivering.passed);
         for ((index, ordinal), reply) in &mut passed {
             let holder = self.holder_or_me(reply.local);
@@ -326,7 +338,9 @@ impl<A: CallApp> Shard<A> {
                 self.delivering.chain(*index, *ordinal, reply);
                 reply.at = Nanos::ZERO;
             }
-            if self.may_release(now.mono) && now.mono.since(reply.at) >= DELIVER_AGAIN_AFTER {
+            if !may_release {
+                self.delivering.held_back |= reply.at == Nanos::ZERO;
+            } else if now.mono.since(reply.at) >= DELIVER_AGAIN_AFTER {
                 reply.at = now.mono;
                 self.counts.delivered_again += 1;
                 self.write_delivery(*index, *ordinal, reply);
