@@ -158,22 +158,26 @@ fn master(cluster: &Cluster) -> u16 {
 /// One RTP stream on one side of the cluster: time and payload by sequence number.
 type Stream = BTreeMap<u16, (u64, Vec<u8>)>;
 
-/// The streams that went in and those that came out, by SSRC.
-fn streams(file: &Path, service: SocketAddr) -> (BTreeMap<u32, Stream>, BTreeMap<u32, Stream>) {
-    let (mut inward, mut outward) = (BTreeMap::<u32, Stream>::new(), BTreeMap::<u32, Stream>::new());
+/// What names a stream: whether the caller sends it, and its SSRC. Both SIPp number their streams alike.
+type Name = (bool, u32);
+
+/// The streams that went in and those that came out.
+fn streams(file: &Path, service: SocketAddr) -> (BTreeMap<Name, Stream>, BTreeMap<Name, Stream>) {
+    let (mut inward, mut outward) = (BTreeMap::<Name, Stream>::new(), BTreeMap::<Name, Stream>::new());
+    let caller: std::net::IpAddr = CALLER.parse().unwrap();
     for datagram in capture::read(file).unwrap().datagrams {
         let bytes = &datagram.payload;
         let media = |at: SocketAddr| at.ip() == service.ip() && (30_000..34_000).contains(&at.port());
-        let into = match (media(datagram.destination), media(datagram.source)) {
-            (true, false) => &mut inward,
-            (false, true) => &mut outward,
+        let (into, by_caller) = match (media(datagram.destination), media(datagram.source)) {
+            (true, false) => (&mut inward, datagram.source.ip() == caller),
+            (false, true) => (&mut outward, datagram.destination.ip() != caller),
             _ => continue,
         };
         if bytes.len() < 12 || bytes[0] >> 6 != 2 || (192..224).contains(&bytes[1]) {
             continue;
         }
         let (sequence, ssrc) = (u16::from_be_bytes([bytes[2], bytes[3]]), &bytes[8..12]);
-        let stream = into.entry(u32::from_be_bytes(ssrc.try_into().unwrap())).or_default();
+        let stream = into.entry((by_caller, u32::from_be_bytes(ssrc.try_into().unwrap()))).or_default();
         let again = stream.insert(sequence, (datagram.time.0, bytes.to_vec()));
         assert!(again.is_none(), "{ssrc:?} {sequence} came twice: {datagram:?}");
     }
@@ -231,11 +235,11 @@ fn calls_outlive_their_master_and_their_owner() {
         let (inward, outward) = streams(&file, cluster.service);
         assert_eq!(inward.len(), 2 * calls, "streams");
         let (mut lost, mut gaps) = (0, Vec::new());
-        for (ssrc, sent) in &inward {
-            let received = outward.get(ssrc).unwrap_or_else(|| panic!("nothing came out of {ssrc:08x}"));
+        for (name, sent) in &inward {
+            let received = outward.get(name).unwrap_or_else(|| panic!("nothing came out of {name:08x?}"));
             for (sequence, (_, bytes)) in received {
                 let (_, original) = sent.get(sequence).expect("a packet that was sent");
-                assert_eq!(bytes, original, "{ssrc:08x} {sequence} was altered");
+                assert_eq!(bytes, original, "{name:08x?} {sequence} was altered");
             }
             lost += sent.len() - received.len();
             gaps.push(gap(received));
