@@ -161,6 +161,9 @@ impl Attempt {
         let (for_alice, for_bob) = (accepted.media(), invited.0.media());
         let mut call = Call { alice: self.alice, bob: self.bob, accepted, for_alice, for_bob };
         if self.phase != Phase::Leaving {
+            // What is sent while the next owner opens its ports is lost.
+            let heard = harness::until(SOON, || call.talk(Duration::from_millis(20)) == 2);
+            assert!(heard, "{} is silent", self.id);
             let through: usize = (0..10).map(|_| call.talk(SOON)).sum();
             assert_eq!(through, 20, "{} cannot be heard", self.id);
         }
