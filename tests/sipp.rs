@@ -141,18 +141,11 @@ fn every_scenario_ends_as_it_does_without_a_proxy() {
     });
 }
 
-/// The node other than the owner that is master of most slots. Masterships go home some time after the start.
-fn master(cluster: &Cluster) -> u16 {
-    let mut found = None;
-    let there = until(Duration::from_secs(10), || {
-        let owner = cluster.owner();
-        let others =
-            cluster.nodes.masterships(owner).into_iter().filter(|(id, slots)| *id != owner && *slots > 0);
-        found = others.max_by_key(|(_, slots)| *slots).map(|(id, _)| id);
-        found.is_some()
-    });
-    assert!(there, "the owner is master of everything");
-    found.unwrap()
+/// The node other than the owner that is master of most slots, and of how many. On a busy machine it may be none.
+fn master(cluster: &Cluster) -> (u16, u64) {
+    let owner = cluster.owner();
+    let others = cluster.nodes.masterships(owner).into_iter().filter(|(id, _)| *id != owner);
+    others.max_by_key(|(_, slots)| *slots).unwrap()
 }
 
 /// One RTP stream on one side of the cluster: time and payload by sequence number.
@@ -216,17 +209,23 @@ fn calls_outlive_their_master_and_their_owner() {
         let dumpcap = Process::start(&mut dumpcap);
         let ready = || std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0);
         assert!(until(Duration::from_secs(20), ready), "no capture");
+        // Masterships go home some time after the start.
+        let home = until(Duration::from_secs(15), || master(&cluster).1 > 0);
+        assert!(home, "the owner is master of everything");
         let callee = pairs[0].callee(&folder.0, calls, 120);
         sleep(Duration::from_millis(500));
         let caller = pairs[0].caller(&folder.0, cluster.service, calls, 20, 6_000);
         let third = Duration::from_millis(calls as u64 * 50 / 3);
         sleep(third + Duration::from_millis(1_500));
-        cluster.nodes.kill_engine(master(&cluster));
+        let (victim, slots) = master(&cluster);
+        cluster.nodes.kill_engine(victim);
         sleep(Duration::from_secs(1));
         // Two of three at once would be too many.
         let whole = cluster.wait_until_whole();
         cluster.nodes.kill_engine(cluster.owner());
-        println!("whole {whole:?} after the first second, then the owner was killed");
+        println!(
+            "the master of {slots} slots was killed; whole {whole:?} after a second, the owner was killed"
+        );
         for (side, process) in [("uac", caller), ("uas", callee)] {
             let ended = process.finish(Duration::from_secs(110));
             assert_eq!(failure(&pairs[0], side, &folder, &ended), None);
