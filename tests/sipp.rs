@@ -141,39 +141,36 @@ fn every_scenario_ends_as_it_does_without_a_proxy() {
     });
 }
 
-/// The node other than the owner that is master of most slots. Masterships go home some time after the start.
-fn master(cluster: &Cluster) -> u16 {
-    let mut found = None;
-    let there = until(Duration::from_secs(10), || {
-        let owner = cluster.owner();
-        let others =
-            cluster.nodes.masterships(owner).into_iter().filter(|(id, slots)| *id != owner && *slots > 0);
-        found = others.max_by_key(|(_, slots)| *slots).map(|(id, _)| id);
-        found.is_some()
-    });
-    assert!(there, "the owner is master of everything");
-    found.unwrap()
+/// The node other than the owner that is master of most slots, and of how many. On a busy machine it may be none.
+fn master(cluster: &Cluster) -> (u16, u64) {
+    let owner = cluster.owner();
+    let others = cluster.nodes.masterships(owner).into_iter().filter(|(id, _)| *id != owner);
+    others.max_by_key(|(_, slots)| *slots).unwrap()
 }
 
 /// One RTP stream on one side of the cluster: time and payload by sequence number.
 type Stream = BTreeMap<u16, (u64, Vec<u8>)>;
 
-/// The streams that went in and those that came out, by SSRC.
-fn streams(file: &Path, service: SocketAddr) -> (BTreeMap<u32, Stream>, BTreeMap<u32, Stream>) {
-    let (mut inward, mut outward) = (BTreeMap::<u32, Stream>::new(), BTreeMap::<u32, Stream>::new());
+/// What names a stream: whether the caller sends it, and its SSRC. Both SIPp number their streams alike.
+type Name = (bool, u32);
+
+/// The streams that went in and those that came out.
+fn streams(file: &Path, service: SocketAddr) -> (BTreeMap<Name, Stream>, BTreeMap<Name, Stream>) {
+    let (mut inward, mut outward) = (BTreeMap::<Name, Stream>::new(), BTreeMap::<Name, Stream>::new());
+    let caller: std::net::IpAddr = CALLER.parse().unwrap();
     for datagram in capture::read(file).unwrap().datagrams {
         let bytes = &datagram.payload;
         let media = |at: SocketAddr| at.ip() == service.ip() && (30_000..34_000).contains(&at.port());
-        let into = match (media(datagram.destination), media(datagram.source)) {
-            (true, false) => &mut inward,
-            (false, true) => &mut outward,
+        let (into, by_caller) = match (media(datagram.destination), media(datagram.source)) {
+            (true, false) => (&mut inward, datagram.source.ip() == caller),
+            (false, true) => (&mut outward, datagram.destination.ip() != caller),
             _ => continue,
         };
         if bytes.len() < 12 || bytes[0] >> 6 != 2 || (192..224).contains(&bytes[1]) {
             continue;
         }
         let (sequence, ssrc) = (u16::from_be_bytes([bytes[2], bytes[3]]), &bytes[8..12]);
-        let stream = into.entry(u32::from_be_bytes(ssrc.try_into().unwrap())).or_default();
+        let stream = into.entry((by_caller, u32::from_be_bytes(ssrc.try_into().unwrap()))).or_default();
         let again = stream.insert(sequence, (datagram.time.0, bytes.to_vec()));
         assert!(again.is_none(), "{ssrc:?} {sequence} came twice: {datagram:?}");
     }
@@ -212,15 +209,23 @@ fn calls_outlive_their_master_and_their_owner() {
         let dumpcap = Process::start(&mut dumpcap);
         let ready = || std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0);
         assert!(until(Duration::from_secs(20), ready), "no capture");
+        // Masterships go home some time after the start.
+        let home = until(Duration::from_secs(15), || master(&cluster).1 > 0);
+        assert!(home, "the owner is master of everything");
         let callee = pairs[0].callee(&folder.0, calls, 120);
         sleep(Duration::from_millis(500));
         let caller = pairs[0].caller(&folder.0, cluster.service, calls, 20, 6_000);
         let third = Duration::from_millis(calls as u64 * 50 / 3);
         sleep(third + Duration::from_millis(1_500));
-        cluster.nodes.kill_engine(master(&cluster));
-        sleep(third + Duration::from_secs(1));
-        let owner = cluster.owner();
-        cluster.nodes.kill_engine(owner);
+        let (victim, slots) = master(&cluster);
+        cluster.nodes.kill_engine(victim);
+        sleep(Duration::from_secs(1));
+        // Two of three at once would be too many.
+        let whole = cluster.wait_until_whole();
+        cluster.nodes.kill_engine(cluster.owner());
+        println!(
+            "the master of {slots} slots was killed; whole {whole:?} after a second, the owner was killed"
+        );
         for (side, process) in [("uac", caller), ("uas", callee)] {
             let ended = process.finish(Duration::from_secs(110));
             assert_eq!(failure(&pairs[0], side, &folder, &ended), None);
@@ -231,11 +236,11 @@ fn calls_outlive_their_master_and_their_owner() {
         let (inward, outward) = streams(&file, cluster.service);
         assert_eq!(inward.len(), 2 * calls, "streams");
         let (mut lost, mut gaps) = (0, Vec::new());
-        for (ssrc, sent) in &inward {
-            let received = outward.get(ssrc).unwrap_or_else(|| panic!("nothing came out of {ssrc:08x}"));
+        for (name, sent) in &inward {
+            let received = outward.get(name).unwrap_or_else(|| panic!("nothing came out of {name:08x?}"));
             for (sequence, (_, bytes)) in received {
                 let (_, original) = sent.get(sequence).expect("a packet that was sent");
-                assert_eq!(bytes, original, "{ssrc:08x} {sequence} was altered");
+                assert_eq!(bytes, original, "{name:08x?} {sequence} was altered");
             }
             lost += sent.len() - received.len();
             gaps.push(gap(received));

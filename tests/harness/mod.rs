@@ -9,6 +9,7 @@
 pub(crate) mod cluster;
 pub(crate) mod hosts;
 pub(crate) mod load;
+pub(crate) mod parties;
 
 use std::fs::File;
 use std::io::{Read, Write};

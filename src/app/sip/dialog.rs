@@ -101,10 +101,15 @@ impl State {
         confirmed: Option<u64>,
     ) {
         let Some(name) = message.first(HeaderName::To) else { return };
-        let known = self.dialog_of(message).map(|(at, _)| at).or_else(|| self.only_early(message));
-        let at = match known {
-            Some(at) => at,
-            None if tag(name).is_empty() => return,
+        if tag(name).is_empty() {
+            // What else such a response says is no better.
+            if let Some(at) = self.only_early(message) {
+                self.confirm(at, confirmed);
+            }
+            return;
+        }
+        let at = match self.dialog_of(message) {
+            Some((at, _)) => at,
             None => {
                 let Some(dialog) = self.exchanges.get(exchange).and_then(|e| early(e, name, came)) else {
                     return;
@@ -129,7 +134,13 @@ impl State {
         if let Some(end) = values.iter().position(is_ours) {
             callee.routes = joined(values[..end].iter().rev().copied());
         }
-        if let (Some(now), DialogState::Early) = (confirmed, dialog.state) {
+        self.confirm(at, confirmed);
+    }
+
+    /// A dialog is answered, if there is a time at which it was.
+    fn confirm(&mut self, at: usize, answered: Option<u64>) {
+        let dialog = &mut self.dialogs[at];
+        if let (Some(now), DialogState::Early) = (answered, dialog.state) {
             dialog.state = DialogState::Confirmed;
             dialog.answered = now;
             // What is kept for hours is kept tight.
@@ -139,10 +150,9 @@ impl State {
 
     /// The dialog of a response that forgets the tag which earlier ones had: the only early one, if there is one.
     fn only_early(&self, response: &Message<'_>) -> Option<usize> {
-        let untagged = response.to().is_some_and(|to| to.tag().is_none());
         let caller = response.from().and_then(|from| from.tag()).unwrap_or_default();
         let fits = |d: &Dialog| d.state == DialogState::Early && tag(&d.parties[0].name) == caller;
-        let mut all = self.dialogs.iter().enumerate().filter(|(_, dialog)| untagged && fits(dialog));
+        let mut all = self.dialogs.iter().enumerate().filter(|(_, dialog)| fits(dialog));
         let (at, _) = all.next()?;
         all.next().is_none().then_some(at)
     }

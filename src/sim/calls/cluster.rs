@@ -340,8 +340,8 @@ impl Cluster {
                 faults.push(format!("digests differ: {:?} {:?}", live[0].digests(), shard.digests()));
             }
             let stats = shard.stats();
-            if stats.calls != u64::from(SLOTS) {
-                faults.push(format!("live node {n} holds {} calls, not {SLOTS} keepers", stats.calls));
+            if stats.calls != 0 {
+                faults.push(format!("live node {n} still holds {} calls", stats.calls));
             }
             let bad =
                 (stats.divergences, stats.calls_panicked, stats.outputs_dropped, stats.lossy_recoveries);

@@ -373,7 +373,7 @@ impl Conversation {
             // By then the answer has come to the node that relays the media.
             "ACK" if self.resuming == Some(end) => {
                 self.resuming = None;
-                self.media[end].begin(now);
+                self.media[end].resume(now);
             }
             "ACK" => {}
             _ => self.later(now + self.script.thinking, Task::Reply(end, request)),
@@ -403,7 +403,7 @@ impl Conversation {
         let (code, sdp) = match (request.method().as_str(), offered.as_deref()) {
             ("REFER", _) => (202, None),
             ("INVITE" | "UPDATE", Some("sendonly")) => {
-                self.media[end].stop();
+                self.media[end].hold();
                 self.resuming = None;
                 (200, Some(self.sdp(end, "recvonly")))
             }

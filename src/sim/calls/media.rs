@@ -16,6 +16,8 @@ pub(super) struct MediaEnd {
     /// Where it was told to send to.
     pub peer: Option<SocketAddr>,
     pub due: u64,
+    /// The other end has it on hold.
+    held: bool,
     /// When each packet was sent, by its number.
     pub sent: Vec<u64>,
     /// Numbers that came, in order, and when.
@@ -26,7 +28,7 @@ pub(super) struct MediaEnd {
 impl MediaEnd {
     pub(super) fn new(at: SocketAddr, ssrc: u32) -> MediaEnd {
         let (sent, got, faults) = (Vec::new(), Vec::new(), Vec::new());
-        MediaEnd { at, ssrc, peer: None, due: NEVER, sent, got, faults }
+        MediaEnd { at, ssrc, peer: None, due: NEVER, held: false, sent, got, faults }
     }
 
     /// The other end said where it listens. Its place must stay the same.
@@ -38,9 +40,20 @@ impl MediaEnd {
     }
 
     pub(super) fn begin(&mut self, now: u64) {
-        if self.due == NEVER {
+        if self.due == NEVER && !self.held {
             self.due = now;
         }
+    }
+
+    /// The other end wants nothing until it resumes, even if the call's first ACK comes only then.
+    pub(super) fn hold(&mut self) {
+        self.held = true;
+        self.stop();
+    }
+
+    pub(super) fn resume(&mut self, now: u64) {
+        self.held = false;
+        self.begin(now);
     }
 
     pub(super) fn stop(&mut self) {

@@ -189,8 +189,10 @@ fn an_answer_that_forgets_the_tag_belongs_to_who_rang() {
         let got = world.one(BOB, "INVITE ");
         world.send(BOB, &reply(&got, 183, "b1", BOB, "", &sdp("10.0.0.2", 6000)));
         let mut alice = Dialog::caller(&world.one(ALICE, "SIP/2.0 183 "), 1);
-        world.send(BOB, &reply(&got, 200, "", BOB, "", &sdp("10.0.0.2", 6000)));
+        // Nor does its Contact say where he is.
+        world.send(BOB, &reply(&got, 200, "", ALICE, "", &sdp("10.0.0.2", 6000)));
         world.one(ALICE, "SIP/2.0 200 ");
+        (alice.target, alice.routes) = (format!("sip:bob@{PROXY}"), Vec::new());
         world.send(ALICE, &alice.request("ACK", "", ""));
         world.one(BOB, "ACK ");
         hang_up(world, &mut alice);
