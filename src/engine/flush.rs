@@ -37,7 +37,6 @@ impl<A: CallApp> Shard<A> {
     pub fn flush(&mut self, now: Now, out: &mut impl Outbox) {
         self.look(now);
         self.tell_of_takeovers(now);
-        self.catch_up_deliveries(now);
         for _ in 0..LOCAL_PASSES {
             if !self.flush_local(now) {
                 break;

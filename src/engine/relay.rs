@@ -34,13 +34,16 @@ pub(super) struct Waiting {
 /// A datagram for a client that the driver has.
 #[derive(Copy, Clone, Debug)]
 pub(super) enum Sent {
-    /// An output of a slot owned here (by local index).
-    Output { index: u16, term: Term, ordinal: Ordinal },
-    /// An output of the owner on `lane`, which waits to hear that it left; none: its address was lost before.
-    Delivery { lane: usize, ack: Option<frame::DeliverAck>, address: u16 },
+    /// An output of a slot owned here (by local index), which leaves by a service address or by none.
+    Output { index: u16, term: Term, ordinal: Ordinal, address: Option<u16> },
+    /// An output of the owner on `lane`, which waits to hear that it left.
+    Delivery { lane: usize, ack: frame::DeliverAck, address: u16 },
+    /// Its address was lost before it left: the driver drops it.
+    Lost,
 }
 
-/// A reply passed to the node that holds its address.
+/// A reply that leaves by another address than its slot's, from the node that holds that one: so it may have to go
+/// again, from another node.
 #[derive(Debug)]
 struct Passed {
     term: Term,
@@ -51,6 +54,8 @@ struct Passed {
     to: Endpoint,
     bytes: Vec<u8>,
     at: Nanos,
+    /// The holder is this node, and its driver has it.
+    handed: bool,
 }
 
 /// A reply of another owner that is to leave from here.
@@ -72,8 +77,8 @@ pub(super) struct Delivering {
     /// By slot and service address: the term, the holder and the ordinal of the last one passed on.
     last: BTreeMap<(usize, u16), (Term, Holder, u64)>,
     again_at: Option<Nanos>,
-    /// Some have not been passed to their present holder for want of a lease.
-    held_back: bool,
+    /// Some of those passed are to leave from here.
+    home: bool,
     /// From other owners, for the next flush.
     taken: Vec<Taken>,
     /// By slot and service address: term and ordinal of the last reply taken.
@@ -241,17 +246,9 @@ impl<A: CallApp> Shard<A> {
         self.holder(local).unwrap_or((self.config.me, self.config.boot))
     }
 
-    /// With the lease back, what was passed to an earlier holder goes to the present one, which may be this very node,
-    /// before anything newer leaves.
-    pub(super) fn catch_up_deliveries(&mut self, now: Now) {
-        if self.delivering.held_back && self.may_release(now.mono) {
-            self.deliver_again(now);
-        }
-    }
-
     /// Hands over what may leave, and passes on what leaves elsewhere.
     pub(super) fn release(&mut self, now: Now, out: &mut impl Outbox) {
-        if self.releasing.is_empty() && self.delivering.taken.is_empty() {
+        if self.releasing.is_empty() && self.delivering.taken.is_empty() && !self.delivering.home {
             return;
         }
         if !self.may_release(now.mono) {
@@ -261,38 +258,59 @@ impl<A: CallApp> Shard<A> {
         // Those first: some may be older outputs of slots here, whose address has come back.
         for taken in std::mem::take(&mut self.delivering.taken) {
             out.client(taken.slot, taken.local, taken.to, &taken.bytes);
-            let (ack, address) = (Some(taken.ack), self.address_of(taken.local));
+            let (ack, address) = (taken.ack, self.address_of(taken.local));
             self.sends.push_back(Sent::Delivery { lane: taken.lane, ack, address });
         }
+        self.release_home(out);
         let map = std::sync::Arc::clone(&self.map);
         while let Some(index) = self.releasing.pop_front() {
             let slot = usize::from(index);
             self.slots[slot].releasing = false;
             let number = self.slot_at(slot);
             let (me, boot) = (self.config.me, self.config.boot);
-            let here = |local: LocalId| match map.endpoints.get(usize::from(local.endpoint)) {
-                Some(address) => map.owns(usize::from(*address), me, boot),
-                None => true,
-            };
+            let own = map.address_of(number) as u16;
+            let address_of = |local: LocalId| map.endpoints.get(usize::from(local.endpoint)).copied();
             let Some(term) = self.slots[slot].owner.as_ref().map(|owner| owner.term()) else { continue };
-            let (mut sends, mut elsewhere) = (std::mem::take(&mut self.sends), Vec::new());
+            let (mut sends, mut foreign) = (std::mem::take(&mut self.sends), Vec::new());
             self.changing(slot, |owner, _, _| {
                 owner.release(|ordinal, local, to, bytes| {
-                    if here(local) {
+                    let address = address_of(local);
+                    let here = address.is_none_or(|address| map.owns(usize::from(address), me, boot));
+                    if here {
                         out.client(number, local, to, bytes);
-                        sends.push_back(Sent::Output { index, term, ordinal });
-                    } else {
-                        elsewhere.push((ordinal, local, to, bytes.to_vec()));
+                        sends.push_back(Sent::Output { index, term, ordinal, address });
+                    }
+                    if !here || address.is_some_and(|address| address != own) {
+                        foreign.push((ordinal, local, to, bytes.to_vec()));
                     }
                 })
             });
             self.sends = sends;
-            for (ordinal, local, to, bytes) in elsewhere {
+            for (ordinal, local, to, bytes) in foreign {
                 self.deliver(now, slot, term, (ordinal, local, to, bytes));
             }
         }
     }
 
+    /// Hands over what another node was to send, or the driver dropped, and now leaves from here: before anything newer.
+    fn release_home(&mut self, out: &mut impl Outbox) {
+        if !std::mem::take(&mut self.delivering.home) {
+            return;
+        }
+        let mut passed = std::mem::take(&mut self.delivering.passed);
+        let me = (self.config.me, self.config.boot);
+        for ((index, ordinal), reply) in passed.iter_mut().filter(|(_, p)| p.holder == me && !p.handed) {
+            out.client(self.slot_at(*index), reply.local, reply.to, &reply.bytes);
+            reply.handed = true;
+            let address = Some(self.address_of(reply.local));
+            let (index, ordinal, term) = (*index as u16, Ordinal(*ordinal), reply.term);
+            self.sends.push_back(Sent::Output { index, term, ordinal, address });
+        }
+        self.delivering.passed = passed;
+    }
+
+    /// Keeps a reply that leaves by another address than its slot's until it has left, and passes it to the node that
+    /// holds the address, unless that is this one.
     fn deliver(
         &mut self,
         now: Now,
@@ -301,10 +319,14 @@ impl<A: CallApp> Shard<A> {
         (ordinal, local, to, bytes): (Ordinal, LocalId, Endpoint, Vec<u8>),
     ) {
         let (address, holder) = (self.address_of(local), self.holder_or_me(local));
-        let mut passed = Passed { term, previous: NONE, address, holder, local, to, bytes, at: now.mono };
-        self.delivering.chain(index, ordinal.0, &mut passed);
-        self.write_delivery(index, ordinal.0, &passed);
-        self.counts.delivered += 1;
+        let handed = holder == (self.config.me, self.config.boot);
+        let mut passed =
+            Passed { term, previous: NONE, address, holder, local, to, bytes, at: now.mono, handed };
+        if !handed {
+            self.delivering.chain(index, ordinal.0, &mut passed);
+            self.write_delivery(index, ordinal.0, &passed);
+            self.counts.delivered += 1;
+        }
         self.delivering.passed.insert((index, ordinal.0), passed);
         self.delivering.again_at.get_or_insert(now.mono + DELIVER_AGAIN_AFTER);
     }
@@ -328,19 +350,17 @@ impl<A: CallApp> Shard<A> {
     /// must be before anything newer is passed to that one.
     pub(super) fn deliver_again(&mut self, now: Now) {
         self.delivering.again_at = None;
-        self.delivering.held_back = false;
-        let may_release = self.may_release(now.mono);
         let mut passed = std::mem::take(&mut self.delivering.passed);
+        let me = (self.config.me, self.config.boot);
         for ((index, ordinal), reply) in &mut passed {
             let holder = self.holder_or_me(reply.local);
             if holder != reply.holder {
-                reply.holder = holder;
+                (reply.holder, reply.handed, reply.at) = (holder, false, Nanos::ZERO);
                 self.delivering.chain(*index, *ordinal, reply);
-                reply.at = Nanos::ZERO;
             }
-            if !may_release {
-                self.delivering.held_back |= reply.at == Nanos::ZERO;
-            } else if now.mono.since(reply.at) >= DELIVER_AGAIN_AFTER {
+            if holder == me {
+                self.delivering.home |= !reply.handed;
+            } else if self.may_release(now.mono) && now.mono.since(reply.at) >= DELIVER_AGAIN_AFTER {
                 reply.at = now.mono;
                 self.counts.delivered_again += 1;
                 self.write_delivery(*index, *ordinal, reply);
@@ -352,20 +372,28 @@ impl<A: CallApp> Shard<A> {
         }
     }
 
-    /// A service address has got another term: what the driver had for it and has not sent it drops, and whoever passed
-    /// it here has to pass it on again.
+    /// A service address has got another term: what the driver had for it and has not sent it drops; whoever passed it
+    /// here has to pass it on again, and what is of slots here goes again.
     pub(super) fn lose_address(&mut self, address: u16) {
+        let Delivering { passed, taken, seen, left, .. } = &mut self.delivering;
         for sent in &mut self.sends {
-            if let Sent::Delivery { ack, address: of, .. } = sent
-                && *of == address
-            {
-                *ack = None;
+            match sent {
+                Sent::Delivery { address: of, .. } if *of == address => *sent = Sent::Lost,
+                Sent::Output { address: Some(of), index, term, ordinal } if *of == address => {
+                    let reply = passed.get_mut(&(usize::from(*index), ordinal.0));
+                    if let Some(reply) = reply.filter(|reply| reply.term == *term) {
+                        reply.handed = false;
+                    }
+                    *sent = Sent::Lost;
+                }
+                _ => {}
             }
         }
         let map = std::sync::Arc::clone(&self.map);
         let of = |local: LocalId| map.endpoints.get(usize::from(local.endpoint)).copied();
-        let Delivering { taken, seen, left, .. } = &mut self.delivering;
         taken.retain(|taken| of(taken.local) != Some(address));
+        // Nor does what is of an owner that another one has followed leave any more: that one says it.
+        taken.retain(|taken| Term(taken.ack.term.get()) >= map.owner(taken.slot).term);
         seen.retain(|(_, of), _| *of != address);
         seen.extend(left.iter().filter(|((_, of), _)| *of == address).map(|(key, place)| (*key, *place)));
     }
@@ -386,10 +414,7 @@ impl<A: CallApp> Shard<A> {
             Some(true) => {
                 // It waits here, or has left.
                 let waits = self.delivering.taken.iter().any(|t| t.ack == ack)
-                    || self
-                        .sends
-                        .iter()
-                        .any(|s| matches!(s, Sent::Delivery { ack: Some(a), .. } if *a == ack));
+                    || self.sends.iter().any(|s| matches!(s, Sent::Delivery { ack: a, .. } if *a == ack));
                 if !waits {
                     self.lanes[lane].packer.frame(&Frame::DeliverAck(&ack));
                 }
@@ -428,16 +453,25 @@ impl<A: CallApp> Shard<A> {
         assert!(count <= self.sends.len(), "{count} datagrams sent, {} handed over", self.sends.len());
         for _ in 0..count {
             match self.sends.pop_front() {
-                Some(Sent::Output { index, term, ordinal }) => {
-                    self.on_output_sent(now, usize::from(index), term, ordinal);
+                Some(Sent::Output { index, term, ordinal, .. }) => {
+                    let key = (usize::from(index), ordinal.0);
+                    if self
+                        .delivering
+                        .passed
+                        .get(&key)
+                        .is_some_and(|reply| reply.handed && reply.term == term)
+                    {
+                        self.delivering.passed.remove(&key);
+                    }
+                    self.on_output_sent(now, key.0, term, ordinal);
                 }
-                Some(Sent::Delivery { lane, ack: Some(ack), address }) => {
+                Some(Sent::Delivery { lane, ack, address }) => {
                     let place = (Term(ack.term.get()), ack.ordinal.get());
                     self.delivering.left.insert((ack.slot.get(), address), place);
                     self.lanes[lane].packer.frame(&Frame::DeliverAck(&ack));
                     self.next = now.mono;
                 }
-                Some(Sent::Delivery { ack: None, .. }) => {}
+                Some(Sent::Lost) => {}
                 None => break,
             }
         }

@@ -191,10 +191,12 @@ impl<A: CallApp> Shard<A> {
             }
         }
         for index in 0..self.slots.len() {
-            let from = self.slots[index].recovery.as_ref().and_then(|r| r.fetch());
-            let Some((node, _)) = from else { continue };
+            let from = self.slots[index].recovery.as_ref().and_then(|r| r.source());
+            let Some((node, boot)) = from else { continue };
             let lane = self.lane(node).unwrap_or(self.local);
-            let gone = lane != self.local && !self.lanes[lane].trusted();
+            // A later life of it holds nothing.
+            let other = self.lanes[lane].boot != Some(boot);
+            let gone = lane != self.local && (other || !self.lanes[lane].trusted());
             if let Some(recovery) = self.slots[index].recovery.as_mut().filter(|_| gone) {
                 recovery.give_up_on(node);
                 self.progress(now, index);

@@ -156,8 +156,8 @@ pub struct Loop {
     pub doors: Vec<Door>,
     /// The lease it was told of.
     pub lease: Nanos,
-    /// Replies that other owners want to leave from here: in which terms, and how often they have left.
-    pub delivering: BTreeMap<(Slot, Vec<u8>), (BTreeSet<Term>, usize)>,
+    /// Replies that other owners want to leave from here: in which terms, and in which one they have left last.
+    pub delivering: BTreeMap<(Slot, Vec<u8>), (BTreeSet<Term>, Option<Term>)>,
     /// What it last told its control.
     pub report: ShardReport,
     /// How often it has turned.

@@ -13,7 +13,8 @@ impl Owner {
             return Err(Stale::Ahead);
         }
         let follower = &mut self.followers[index];
-        if follower.place.is_none() {
+        // Of a learner that began anew, what it says of its earlier beginning is no answer to the Start.
+        if follower.place.is_none_or(|place| held < place) {
             return Err(Stale::Term);
         }
         // What it was told before it began may have been lost on it.

@@ -151,6 +151,12 @@ impl Recovery {
         (log.next() <= answer.sealed.held.get()).then_some((answer.node, Position(log.next())))
     }
 
+    /// The life of the member from which entries are being fetched.
+    pub fn source(&self) -> Option<(NodeId, Boot)> {
+        self.fetch()?;
+        self.winner.as_ref().map(|(answer, _)| (answer.node, answer.boot))
+    }
+
     /// The member whose log was to be fetched is not heard any more: the others' answers decide anew.
     pub fn give_up_on(&mut self, node: NodeId) {
         self.answers.retain(|answer| answer.node != node);

@@ -209,3 +209,26 @@ fn a_learner_that_had_to_begin_anew_and_is_promoted_counts_for_nothing() {
     assert!(owner.followers()[2].lost, "it holds entries, and nothing to run them on");
     assert_eq!(owner.lost().collect::<Vec<_>>(), [NodeId(3)]);
 }
+
+#[test]
+fn what_a_learner_says_of_an_earlier_beginning_is_no_answer_to_its_start() {
+    let mut owner = owner(8);
+    for position in 1..=3 {
+        append(&mut owner);
+        (1..=3).for_each(|id| drop(written(&mut owner, id)));
+        (1..=3).for_each(|id| ack(&mut owner, id, position));
+    }
+    (0..2).for_each(|_| append(&mut owner));
+    owner.teach(2);
+    assert_eq!(written(&mut owner, 3).starts, [(5, frame::START_LEARN)]);
+    let old = frame::Ack {
+        term: 1.into(),
+        join: 1.into(),
+        held: 4.into(),
+        ..frame::Ack::read_from_bytes(&[0; size_of::<frame::Ack>()]).unwrap()
+    };
+    assert_eq!(owner.on_ack(NOW, NodeId(3), Boot(1), &old), Err(Stale::Term));
+    assert!(!owner.followers()[2].started, "its Start may have been lost, and is repeated");
+    ack(&mut owner, 3, 5);
+    assert!(owner.followers()[2].started);
+}

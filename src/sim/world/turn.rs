@@ -12,6 +12,9 @@ use crate::sim::test_app::Deed;
 use crate::types::{Boot, Nanos, NodeSet, Slot, Term};
 use crate::wire::frame::{Frame, Frames};
 
+/// How long after the last fault what piled up in it may still fill a window.
+const AT_REST: Nanos = Nanos::from_millis(50);
+
 impl World {
     /// Something arrives at a loop's sockets.
     pub(super) fn take_in(&mut self, index: usize, lane: usize, input: Input) {
@@ -108,7 +111,7 @@ impl World {
                         Ok(()) => {}
                         Err(reason) => {
                             self.coverage.refused += 1;
-                            if self.strict && self.done.is_none() && self.now > self.healed() {
+                            if self.strict && self.done.is_none() && self.now > self.healed() + AT_REST {
                                 self.checker.stuck(self.now, &format!("refused at rest: {reason:?}"));
                             }
                         }
@@ -131,9 +134,10 @@ impl World {
             return;
         }
         if let Some((terms, left)) = shell.delivering.get_mut(&(reply.slot, reply.bytes.clone())) {
-            // Each owner's once, in their order.
-            reply.term = terms.iter().nth(*left).or(terms.last()).copied().unwrap_or(reply.term);
-            *left += 1;
+            // Each owner's once, in their order; never that of one which another has followed.
+            let next = |term: &&Term| **term >= owner.term && left.is_none_or(|last| **term > last);
+            reply.term = terms.iter().find(next).or(terms.last()).copied().unwrap_or(reply.term);
+            *left = Some(reply.term);
         }
     }
 

@@ -11,6 +11,9 @@ const DONE_WITHIN: Nanos = Nanos::from_millis(600);
 /// ...and in the others, where nodes come back, learn and move.
 const SETTLED_WITHIN: Nanos = Nanos::from_millis(4_000);
 
+/// What clients sent last has arrived by then.
+const IN_FLIGHT: Nanos = Nanos::from_millis(5);
+
 /// How long a finished world runs on: late duplicates must do no harm, and what is kept must shrink.
 const QUIET: Nanos = Nanos::from_millis(400);
 /// How long others do.
@@ -41,7 +44,7 @@ impl World {
             return false;
         }
         self.check_limits();
-        if self.now < self.clients_until {
+        if self.now < self.clients_until + IN_FLIGHT {
             return false;
         }
         let left = self.unsettled().or_else(|| self.checker.unfinished(&self.connected(), self.given_up()));
