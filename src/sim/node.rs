@@ -138,6 +138,9 @@ pub struct Door {
     pub closes: Option<Nanos>,
 }
 
+/// Terms of owners that have passed something on, and the last of them.
+pub type Terms = (BTreeSet<Term>, Option<Term>);
+
 /// One loop of a process.
 pub struct Loop {
     /// The core.
@@ -157,7 +160,7 @@ pub struct Loop {
     /// The lease it was told of.
     pub lease: Nanos,
     /// Replies that other owners want to leave from here: in which terms, and in which one they have left last.
-    pub delivering: BTreeMap<(Slot, Vec<u8>), (BTreeSet<Term>, Option<Term>)>,
+    pub delivering: BTreeMap<(Slot, Vec<u8>), Terms>,
     /// What it last told its control.
     pub report: ShardReport,
     /// How often it has turned.
