@@ -1,7 +1,7 @@
 //! The SIP application under faults: real shards of three nodes carry scripted calls while nodes die and come back.
 //!
-//! One seed decides everything: what each call is to be ([`script`]), which node is killed at which datagram, how long
-//! it stays away, what the clients' network loses. Both ends of a call are user agents of this test's own ([`agent`]),
+//! One seed decides everything: what each call is to be (`script`), which node is killed at which datagram, how long
+//! it stays away, what the clients' network loses. Both ends of a call are user agents of this test's own (`agent`),
 //! and everything is judged from there: that each call ends as its script says; that nobody had to send again what was
 //! not lost on the wire; that what comes again is the same bytes; that dialogs and media ports stay; that media comes
 //! unaltered, in order, and without a gap but for what was sent while nobody held the address; that there is one record
