@@ -28,7 +28,7 @@ fn a_rolling_restart_of_all_nodes_loses_nothing() {
         let report = replay.finish();
         println!("rolling restart: {took:?}, {}", report.line());
         assert!(took < Duration::from_secs(12), "the load was over earlier: {took:?}");
-        // What waits at a node that leaves may be overtaken by what the next owner sends.
+        // Order is not asked for: one answer in 30,313 came out of order once, and why is not known yet.
         report.assert_survived("rolling restart", true);
         cluster.nodes.assert_agree(&[1, 2, 3]);
         cluster.end();
