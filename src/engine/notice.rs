@@ -2,7 +2,6 @@
 //! entry. A notice is an entry for the keeper of a slot ([`CallKey::keeper`]) that no client has sent.
 
 use super::shard::Shard;
-use super::stats::DropReason;
 use crate::app::{CallApp, Inbound};
 use crate::types::{CallKey, Endpoint, LocalId, Now};
 use std::sync::Arc;
@@ -20,12 +19,8 @@ impl<A: CallApp> Shard<A> {
         let mut count = 0;
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
-            if slot.owner.is_some() || slot.recovery.is_some() {
-                match self.tell_keeper(now, index, notice) {
-                    Ok(()) => count += 1,
-                    Err(reason) => self.counts.drop(reason),
-                }
-            }
+            let here = slot.owner.is_some() || slot.recovery.is_some();
+            count += usize::from(here && self.tell_keeper(now, index, notice));
         }
         count
     }
@@ -33,8 +28,7 @@ impl<A: CallApp> Shard<A> {
     /// The log of a slot begins here: its keeper learns what those of the others know.
     pub(super) fn found(&mut self, now: Now, index: usize) {
         let Some(notice) = self.config.founding.clone() else { return };
-        let told = self.tell_keeper(now, index, &notice);
-        told.unwrap_or_else(|reason| self.counts.drop(reason));
+        self.tell_keeper(now, index, &notice);
     }
 
     /// Tells the keepers of slots whose master or owner has become another since the last turn, once each.
@@ -44,13 +38,13 @@ impl<A: CallApp> Shard<A> {
         moved.sort_unstable();
         moved.dedup();
         for index in moved {
-            let told = self.tell_keeper(now, usize::from(index), &notice);
-            told.unwrap_or_else(|reason| self.counts.drop(reason));
+            self.tell_keeper(now, usize::from(index), &notice);
         }
     }
 
-    fn tell_keeper(&mut self, now: Now, index: usize, notice: &[u8]) -> Result<(), DropReason> {
+    /// Whether it became an entry, or will; a notice that is dropped is counted as a client's packet is.
+    fn tell_keeper(&mut self, now: Now, index: usize, notice: &[u8]) -> bool {
         let key = CallKey::keeper(self.slot_at(index));
-        self.append_packet(now, key, &Inbound { source: NOBODY, local: LocalId::NOTICE, payload: notice })
+        self.on_client(now, key, &Inbound { source: NOBODY, local: LocalId::NOTICE, payload: notice }).is_ok()
     }
 }
