@@ -319,9 +319,14 @@ impl Control {
         self.council.has_left()
     }
 
-    /// What must be durable before [`Control::flush`] is called; `None` if nothing has changed.
+    /// What must become durable; `None` if nothing has changed, or while what was last taken is not durable.
     pub fn take_votes(&mut self) -> Option<Vec<u8>> {
         self.council.take_votes()
+    }
+
+    /// What [`Control::take_votes`] last gave is durable: the letters that follow from it may leave.
+    pub fn on_votes_saved(&mut self) {
+        self.council.on_votes_saved();
     }
 
     /// Whether an answer of a peer is awaited that decides something: worth another turn before the next beat.

@@ -35,6 +35,7 @@ use super::sys_send::SendBatch;
 use super::sys_thread::{self, Priority};
 use super::sys_time::{self, TimerFd};
 use super::tally::Tally;
+use super::vote_disk::{DiskFigures, Save, VoteDisk};
 use crate::engine::{Outbox, ShardReport};
 use crate::proto::map::ClusterMap;
 use crate::types::{Boot, Endpoint, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
@@ -80,8 +81,10 @@ pub trait ControlCore {
     fn held_until(&self) -> Nanos;
     /// What is agreed follows what was heard: once a turn, before [`ControlCore::take_votes`].
     fn on_turn(&mut self, now: Now);
-    /// What must be durable before anything more is sent, if it has changed.
+    /// What must become durable, if it has changed: once, until [`ControlCore::on_votes_saved`].
     fn take_votes(&mut self) -> Option<Vec<u8>>;
+    /// What was last taken is durable.
+    fn on_votes_saved(&mut self);
     /// Something is being decided that an answer of a peer is needed for.
     fn is_busy(&self) -> bool;
     /// By the map this life of the node is over.
@@ -156,9 +159,6 @@ pub enum ControlEnd {
     CannotLeave(String),
 }
 
-/// Makes a state durable.
-pub type Save = Box<dyn FnMut(&[u8]) -> io::Result<()> + Send>;
-
 /// What the control's loop is made of.
 pub struct ControlParts {
     /// This node.
@@ -219,7 +219,9 @@ pub struct ControlLoop<C> {
     quiet_until: Nanos,
     supervisor: Option<u32>,
     holding: Holding,
-    save: Save,
+    /// What saves, until the first vote starts its thread.
+    save: Option<Save>,
+    disk: Option<VoteDisk>,
     ends: Box<dyn Fn(ControlEnd) + Send>,
     /// The end was said.
     ended: bool,
@@ -266,7 +268,8 @@ impl<C: ControlCore> ControlLoop<C> {
             quiet_until: Nanos::ZERO,
             supervisor: parts.supervisor,
             holding: parts.holding,
-            save: parts.save,
+            save: Some(parts.save),
+            disk: None,
             ends: parts.ends,
             ended: false,
             reports: vec![0; shards],
@@ -276,7 +279,7 @@ impl<C: ControlCore> ControlLoop<C> {
     /// Runs until the cells say stop; returns the control's last counters.
     ///
     /// # Errors
-    /// From `epoll_wait(2)` and `timerfd_settime(2)`: the loop cannot go on.
+    /// From `epoll_wait(2)` and `timerfd_settime(2)`, and from saving votes: the loop cannot go on.
     pub fn run(mut self) -> io::Result<serde_json::Value> {
         if self.urgent {
             self.priority = sys_thread::make_urgent();
@@ -306,6 +309,11 @@ impl<C: ControlCore> ControlLoop<C> {
     }
 
     fn turn(&mut self, now: Now) -> io::Result<()> {
+        if let Some(disk) = &mut self.disk
+            && disk.take_saved(now.mono)?
+        {
+            self.core.on_votes_saved();
+        }
         self.read_cells(now);
         if self.core.next_timeout() <= now.mono {
             self.core.on_timeout(now);
@@ -317,7 +325,7 @@ impl<C: ControlCore> ControlLoop<C> {
         }
         self.core.on_turn(now);
         if let Some(state) = self.core.take_votes() {
-            (self.save)(&state)?;
+            self.save(state)?;
         }
         self.core.flush(now, &mut self.beats);
         for index in 0..self.beats.links.len() {
@@ -334,6 +342,15 @@ impl<C: ControlCore> ControlLoop<C> {
         }
         self.answer(now);
         self.arm(now)
+    }
+
+    fn save(&mut self, state: Vec<u8>) -> io::Result<()> {
+        if let Some(save) = self.save.take() {
+            let cells = self.cells.clone();
+            let wake = Arc::new(move || cells.wake_control());
+            self.disk = Some(VoteDisk::start(save, wake, self.urgent)?);
+        }
+        self.disk.as_mut().map_or(Ok(()), |disk| disk.save(state))
     }
 
     fn end(&mut self, why: ControlEnd) {
@@ -486,6 +503,7 @@ impl<C: ControlCore> ControlLoop<C> {
             "uptime_ms": sys_time::mono().since(self.started).as_millis_f64(),
             "cpu_us": sys_time::process_cpu(std::process::id()).unwrap_or_default().as_micros(),
             "priority": self.priority.to_string(),
+            "votes": self.disk.as_ref().map_or(DiskFigures::default(), VoteDisk::figures),
             "control": self.core.stats(),
             "io": self.beats.tally,
         })

@@ -130,6 +130,10 @@ impl ControlCore for Control {
         self.take_votes()
     }
 
+    fn on_votes_saved(&mut self) {
+        self.on_votes_saved();
+    }
+
     fn is_busy(&self) -> bool {
         self.is_busy()
     }

@@ -27,4 +27,5 @@ pub mod sys_socket;
 pub mod sys_thread;
 pub mod sys_time;
 pub mod tally;
+pub mod vote_disk;
 pub mod vote_file;

@@ -388,6 +388,11 @@ impl Voter {
         self.disowned
     }
 
+    /// Whether it is the only voter: what it decides is agreed once it is durable.
+    pub fn is_alone(&self) -> bool {
+        matches!(self.seat, Seat::Alone)
+    }
+
     /// Whether something has to be saved before anything of this turn is sent or acted upon.
     pub fn is_dirty(&self) -> bool {
         self.shelf.held().dirty

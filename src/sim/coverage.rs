@@ -100,6 +100,8 @@ coverage! {
     host_deaths,
     /// Processes with service addresses that died.
     owner_crashes,
+    /// Saves of votes that took time.
+    slow_saves,
     /// Disks lost.
     disks_lost,
     /// Owners that stood still for longer than their lease.

@@ -101,6 +101,8 @@ pub struct Scenario {
     pub encore: bool,
     /// What goes wrong, in order of time.
     pub faults: Vec<Planned>,
+    /// How long disks take to keep votes; none: no time.
+    pub disks: Option<Rng>,
     /// Drives everything else.
     pub rng: Rng,
 }
@@ -116,7 +118,12 @@ impl Scenario {
     /// The scenario of `seed`.
     pub fn draw(seed: u64) -> Scenario {
         let mut rng = Rng::new(seed);
-        if rng.chance(500) { Scenario::draw_live(&mut rng) } else { Scenario::draw_fixed(&mut rng) }
+        if !rng.chance(500) {
+            return Scenario::draw_fixed(&mut rng);
+        }
+        let mut disks = Rng::new(!seed);
+        let slow = disks.chance(250);
+        Scenario { disks: slow.then_some(disks), ..Scenario::draw_live(&mut rng) }
     }
 
     /// A scenario in which the owner never dies.
@@ -183,7 +190,7 @@ impl Scenario {
         };
         let encore = live || rng.chance(200);
         let (faults, rng) = (Vec::new(), rng.split());
-        Scenario { layout, clocks, base, load, settings, healed: HEALED, encore, faults, rng }
+        Scenario { layout, clocks, base, load, settings, healed: HEALED, encore, faults, disks: None, rng }
     }
 
     fn draw_fault(&self, rng: &mut Rng) -> Planned {

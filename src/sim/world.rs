@@ -71,6 +71,11 @@ enum Event {
         lane: usize,
         input: Input,
     },
+    /// A disk has kept the votes of a life of a node.
+    Saved {
+        node: usize,
+        boot: Boot,
+    },
     /// A supervisor says that a life of a node has ended.
     Notice {
         to: usize,
@@ -277,6 +282,7 @@ impl World {
             Event::Beat { node } => self.beat(node),
             Event::Arrive(datagram) => self.arrive(datagram),
             Event::Hear { node, lane, input } => self.hear(node, lane, input),
+            Event::Saved { node, boot } => self.saved(node, boot),
             Event::Notice { to, of, boot } => self.notice(to, of, boot),
             Event::Route { address, node, term } => self.route(address, node, term),
             Event::Start { node } => self.start(node),

@@ -331,6 +331,9 @@ impl Cluster {
         super::assert_no_panic(&ended.err);
         assert!(!ended.err.contains("without handing over"), "{ended:?}");
         let took = start.elapsed();
+        // Shown if the test fails: what that life has dropped, and why.
+        let last = ended.err.lines().rev().find(|line| line.contains("node ends"));
+        println!("n{id} in the end: {}", last.unwrap_or_default());
         self.run(id);
         took
     }

@@ -95,6 +95,8 @@ pub(super) struct Council {
     pub(super) changes: Vec<Change>,
     pub(super) failovers: Vec<Failover>,
     letters: Vec<(NodeId, Vec<u8>)>,
+    /// While votes are being saved: the letters that follow from them.
+    unsaved: Option<Vec<(NodeId, Vec<u8>)>>,
 }
 
 /// What one turn of the council looks at.
@@ -153,6 +155,7 @@ impl Council {
             changes: Vec::new(),
             failovers: Vec::new(),
             letters: Vec::new(),
+            unsaved: None,
             config,
         };
         council.take_decided(Nanos::ZERO, Nanos::ZERO, &[]);
@@ -243,6 +246,11 @@ impl Council {
     }
 
     fn take_decided(&mut self, now: Nanos, wall: Nanos, peers: &[Peer]) {
+        // A majority has what several have decided; what one alone decides counts once that is durable.
+        let saved = self.unsaved.is_none();
+        if self.voter.as_ref().is_some_and(|voter| voter.is_alone() && (!saved || voter.is_dirty())) {
+            return;
+        }
         while let Some(map) = self.voter.as_mut().and_then(Voter::take_decided) {
             self.install(now, wall, peers, map);
         }
@@ -544,16 +552,25 @@ impl Council {
 
     /// Letters for other voters. What they say is durable.
     pub(super) fn take_letters(&mut self) -> Vec<(NodeId, Vec<u8>)> {
-        if let Some(voter) = self.voter.as_mut().filter(|voter| !voter.is_dirty()) {
+        let saved = self.unsaved.is_none();
+        if let Some(voter) = self.voter.as_mut().filter(|voter| saved && !voter.is_dirty()) {
             voter.take_messages(|to, letter| self.letters.push((to, letter.to_vec())));
         }
         std::mem::take(&mut self.letters)
     }
 
     pub(super) fn take_votes(&mut self) -> Option<Vec<u8>> {
-        let voter = self.voter.as_mut().filter(|voter| voter.is_dirty())?;
-        let mut bytes = Vec::new();
+        let saved = self.unsaved.is_none();
+        let voter = self.voter.as_mut().filter(|voter| saved && voter.is_dirty())?;
+        let (mut bytes, mut letters) = (Vec::new(), Vec::new());
         voter.save(&mut bytes);
+        // What it writes from now on may follow from more than this.
+        voter.take_messages(|to, letter| letters.push((to, letter.to_vec())));
+        self.unsaved = Some(letters);
         Some(bytes)
+    }
+
+    pub(super) fn on_votes_saved(&mut self) {
+        self.letters.extend(self.unsaved.take().unwrap_or_default());
     }
 }

@@ -120,6 +120,7 @@ impl Rig {
                 control.on_turn(now);
                 if let Some(votes) = control.take_votes() {
                     self.votes[from] = Some(votes);
+                    control.on_votes_saved();
                 }
                 let mut written = Written::default();
                 control.flush(now, &mut written);

@@ -35,6 +35,7 @@ struct Fake {
     exits: Vec<(u16, u64)>,
     reported: u32,
     unsaved: Option<Vec<u8>>,
+    durable: u32,
     may_leave: bool,
     left: bool,
 }
@@ -72,6 +73,9 @@ impl ControlCore for Fake {
 
     fn take_votes(&mut self) -> Option<Vec<u8>> {
         self.unsaved.take()
+    }
+    fn on_votes_saved(&mut self) {
+        self.durable += 1;
     }
     fn is_busy(&self) -> bool {
         false
@@ -112,7 +116,7 @@ impl ControlCore for Fake {
     fn stats(&self) -> serde_json::Value {
         serde_json::json!({
             "refused": self.refused, "lives": self.lives, "turns": self.turns, "beats": self.beats,
-            "exits": self.exits, "reported": self.reported,
+            "exits": self.exits, "reported": self.reported, "durable": self.durable,
             "padding": "x".repeat(5_000),
         })
     }
@@ -191,6 +195,7 @@ fn start_with(
         exits: Vec::new(),
         reported: 0,
         unsaved: Some(b"state".to_vec()),
+        durable: 0,
         may_leave,
         left: false,
     };
@@ -321,7 +326,9 @@ fn what_is_held_saved_and_reported_goes_its_way() {
     assert_eq!(running.cells.lease_until(), Nanos::MAX);
     running.cells.shards[0].set_report(ShardReport { map: 6, ..ShardReport::default() });
     thread::sleep(Duration::from_millis(30));
-    assert_eq!(running.stop()["control"]["reported"], 6);
+    let report = running.stop();
+    assert_eq!((&report["control"]["reported"], &report["control"]["durable"]), (&6.into(), &1.into()));
+    assert_eq!(report["votes"]["saved"], 1);
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::rc::Rc;
 use super::{Event, World};
 use crate::engine::ShardReport;
 use crate::engine::control::{Control, ControlConfig, ControlEvent, CouncilConfig};
-use crate::sim::node::{News, Sends};
+use crate::sim::node::{News, Node, Sends};
+use crate::sim::rng::Rng;
 use crate::types::{Boot, Nanos, NodeId, NodeSet, Term};
 
 /// Stands for the control's loop where a datagram names the loop it is for.
@@ -30,6 +31,8 @@ pub struct Heart {
     pub(super) drains: bool,
     /// The addresses it holds, and in which terms.
     held: Vec<Option<Term>>,
+    /// Votes that its disk has not kept yet.
+    pub(super) unsaved: Option<Vec<u8>>,
     /// What a turn wrote that stood still before it could send.
     pending: Option<Sends>,
     wake: Nanos,
@@ -87,6 +90,7 @@ impl World {
             asked: false,
             drains: false,
             held: vec![None; self.map.addresses.len()],
+            unsaved: None,
             pending: None,
             wake: Nanos::MAX,
             told: None,
@@ -152,11 +156,18 @@ impl World {
             }
             heart.control.on_turn(now);
             if let Some(votes) = heart.control.take_votes() {
-                node.votes.0 = Some(votes);
+                heart.unsaved = Some(votes);
+                let takes = self.scenario.disks.as_mut().map_or(Nanos::ZERO, disk_takes);
+                if takes == Nanos::ZERO {
+                    keep_votes(node);
+                } else {
+                    self.queue.push(self.now + takes, Event::Saved { node: index, boot: node.boot });
+                }
             }
         }
         self.coverage.beats += 1;
         let mut sends = Sends::default();
+        let Some(heart) = node.heart.as_mut() else { return };
         heart.control.flush(now, &mut sends);
         heart.pending = Some(sends);
         if live {
@@ -222,6 +233,15 @@ impl World {
         }
     }
 
+    /// A disk has kept what it was given.
+    pub(super) fn saved(&mut self, index: usize, boot: Boot) {
+        let node = &mut self.nodes[index];
+        if node.boot == boot && keep_votes(node) {
+            self.coverage.slow_saves += 1;
+            self.wake_heart(index, self.now);
+        }
+    }
+
     /// What comes after the work of a turn: sending.
     pub(super) fn finish_beat(&mut self, index: usize) {
         let sends = self.nodes[index].heart.as_mut().and_then(|heart| heart.pending.take());
@@ -275,4 +295,21 @@ impl World {
         let heart = self.nodes[index].heart.as_ref();
         heart.map_or(NodeSet::EMPTY, |heart| heart.control.suspects(shard as u16))
     }
+}
+
+/// What the node's control has given its disk is there; false if the life that gave it has ended.
+fn keep_votes(node: &mut Node) -> bool {
+    let Some(heart) = &mut node.heart else { return false };
+    node.votes.0 = heart.unsaved.take();
+    heart.control.on_votes_saved();
+    true
+}
+
+/// How long a disk that others use, too, takes for a save.
+fn disk_takes(rng: &mut Rng) -> Nanos {
+    Nanos(match rng.range(0, 99) {
+        0..70 => rng.range(50_000, 500_000),
+        70..95 => rng.range(500_000, 20_000_000),
+        _ => rng.range(20_000_000, 400_000_000),
+    })
 }

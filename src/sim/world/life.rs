@@ -84,7 +84,12 @@ impl World {
         let (id, boot) = (node.id, node.boot);
         node.alive = false;
         node.loops.clear();
-        node.heart = None;
+        if let (Some(heart), Some(disks)) = (node.heart.take(), &mut self.scenario.disks)
+            && heart.unsaved.is_some()
+            && disks.chance(500)
+        {
+            node.votes.0 = heart.unsaved;
+        }
         self.checker.died((id, boot));
         self.say(|_| format!("{id} ends its life {}", boot.0));
         if notice && self.scenario.settings.live {
