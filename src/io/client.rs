@@ -11,10 +11,15 @@ use super::sys_recv::RecvBatch;
 use super::sys_send::{SendBatch, Sent};
 use super::sys_socket::{self, Buffers};
 use super::tally::Tally;
-use crate::types::LocalId;
+use crate::types::{LocalId, Nanos};
 
 /// Messages in one system call.
 const WIDTH: usize = 64;
+/// How long replies wait for an address that this machine does not have yet: the shard may hear of it before the
+/// interface does.
+const ABSENT_FOR: Nanos = Nanos::from_millis(250);
+/// How soon it is looked for again.
+const LOOK_AGAIN: Nanos = Nanos::from_micros(500);
 /// The most bytes of replies that wait for one socket; what is over is dropped and counted.
 const QUEUE_BYTES: usize = 4 << 20;
 
@@ -25,6 +30,9 @@ pub struct ClientSocket {
     socket: UdpSocket,
     out: SendBatch,
     blocked: bool,
+    /// The machine does not have the address, and since when that is known.
+    absent: Option<Nanos>,
+    look_at: Nanos,
 }
 
 impl ClientSocket {
@@ -41,7 +49,8 @@ impl ClientSocket {
         let socket = sys_socket::bind_early(endpoint, true)?;
         let buffers = sys_socket::set_buffers(socket.as_fd(), buffers)?;
         let out = SendBatch::new(WIDTH, QUEUE_BYTES, false);
-        Ok((ClientSocket { local, socket, out, blocked: false }, buffers))
+        let (absent, look_at) = (None, Nanos::MAX);
+        Ok((ClientSocket { local, socket, out, blocked: false, absent, look_at }, buffers))
     }
 
     /// Which of the cluster's service endpoints this is.
@@ -82,10 +91,17 @@ impl ClientSocket {
     }
 
     /// Sends what is queued, as far as the kernel takes it and while `may_release`, which is asked before each batch.
-    pub fn flush(&mut self, tally: &mut Tally, may_release: impl Fn() -> bool) {
+    pub fn flush(&mut self, now: Nanos, tally: &mut Tally, may_release: impl Fn() -> bool) {
+        if self.absent.is_some() && now < self.look_at {
+            return;
+        }
+        self.look_at = Nanos::MAX;
         self.blocked = loop {
             match self.out.send_while(self.socket.as_fd(), &may_release) {
-                Sent::All => break false,
+                Sent::All => {
+                    self.absent = None;
+                    break false;
+                }
                 Sent::Held => {
                     tally.client_held += 1;
                     break false;
@@ -94,6 +110,7 @@ impl ClientSocket {
                     tally.client_blocked += 1;
                     break true;
                 }
+                Sent::Refused(error) if self.waits_for_address(now, &error) => break false,
                 Sent::Refused(_) => {
                     tally.dropped.client_send_failed += 1;
                     tally.client_sent -= 1;
@@ -103,6 +120,23 @@ impl ClientSocket {
         };
     }
 
+    /// Whether a refusal only means that the address has still to come.
+    fn waits_for_address(&mut self, now: Nanos, error: &io::Error) -> bool {
+        let may_be =
+            matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable);
+        if !may_be || self.socket.local_addr().map_or(true, |at| sys_socket::is_here(at.ip())) {
+            return false;
+        }
+        let waits = now.since(*self.absent.get_or_insert(now)) < ABSENT_FOR;
+        self.look_at = if waits { now + LOOK_AGAIN } else { Nanos::MAX };
+        waits
+    }
+
+    /// When to [flush](ClientSocket::flush) again because the address may have come.
+    pub fn due(&self) -> Nanos {
+        self.look_at
+    }
+
     /// The tag of the oldest reply that still waits: all before it were sent, or dropped and counted.
     pub fn first_unsent(&self) -> Option<u64> {
         self.out.front_tag()
@@ -110,7 +144,7 @@ impl ClientSocket {
 
     /// Drops what is queued; returns how many replies that were.
     pub fn clear(&mut self) -> usize {
-        self.blocked = false;
+        (self.blocked, self.absent, self.look_at) = (false, None, Nanos::MAX);
         self.out.clear()
     }
 
@@ -144,7 +178,7 @@ mod tests {
         let mut tally = Tally::default();
         server.push(1, source, b"answer", &mut tally);
         assert_eq!(server.first_unsent(), Some(1));
-        server.flush(&mut tally, || true);
+        server.flush(Nanos(1), &mut tally, || true);
         assert_eq!(server.first_unsent(), None);
         let mut buffer = [0; 10];
         assert_eq!(client.recv(&mut buffer).unwrap(), 6);
@@ -158,14 +192,32 @@ mod tests {
         for tag in 1..=3 {
             server.push(tag, client.local_addr().unwrap(), b"reply", &mut tally);
         }
-        server.flush(&mut tally, || false);
+        server.flush(Nanos(1), &mut tally, || false);
         assert_eq!((server.first_unsent(), server.blocked(), tally.client_held), (Some(1), false, 1));
         client.set_nonblocking(true).unwrap();
         assert!(client.recv(&mut [0; 9]).is_err());
-        server.flush(&mut tally, || true);
+        server.flush(Nanos(1), &mut tally, || true);
         assert_eq!((server.first_unsent(), client.recv(&mut [0; 9]).unwrap()), (None, 5));
         server.push(4, client.local_addr().unwrap(), b"reply", &mut tally);
         assert_eq!((server.clear(), server.first_unsent()), (1, None));
+    }
+
+    #[test]
+    fn replies_wait_for_an_address_that_this_machine_has_still_to_get() {
+        let endpoint = "192.0.2.77:0".parse().unwrap();
+        let (mut server, _) = ClientSocket::bind(LocalId::endpoint(0), endpoint, BUFFERS).unwrap();
+        let (client, mut tally) = (UdpSocket::bind("127.0.0.1:0").unwrap(), Tally::default());
+        server.push(1, client.local_addr().unwrap(), b"reply", &mut tally);
+        let began = Nanos::from_secs(9);
+        server.flush(began, &mut tally, || true);
+        assert_eq!((server.first_unsent(), server.blocked()), (Some(1), false));
+        assert_eq!(server.due(), began + LOOK_AGAIN);
+        let later = began + ABSENT_FOR - Nanos(1);
+        server.flush(later, &mut tally, || true);
+        assert_eq!((server.due(), tally.dropped.client_send_failed), (later + LOOK_AGAIN, 0));
+        server.flush(server.due(), &mut tally, || true);
+        assert_eq!((server.first_unsent(), server.due()), (None, Nanos::MAX));
+        assert_eq!((tally.client_sent, tally.dropped.client_send_failed), (0, 1), "it did not come");
     }
 
     #[test]
@@ -175,7 +227,7 @@ mod tests {
         let mut tally = Tally::default();
         server.push(1, "255.255.255.255:9".parse().unwrap(), b"no", &mut tally);
         server.push(2, to, b"yes", &mut tally);
-        server.flush(&mut tally, || true);
+        server.flush(Nanos(1), &mut tally, || true);
         assert_eq!((tally.client_sent, tally.dropped.client_send_failed), (1, 1));
         let whole = vec![0; QUEUE_BYTES / 64];
         for tag in 3..68 {

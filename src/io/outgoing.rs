@@ -77,7 +77,7 @@ impl Outgoing {
             link.flush(&mut self.tally);
         }
         for client in self.clients.iter_mut().flatten().filter(|client| !client.is_idle()) {
-            client.flush(&mut self.tally, &may_release);
+            client.flush(now, &mut self.tally, &may_release);
         }
         if !self.media.is_idle() {
             self.media.flush(&mut self.tally, &may_release);
@@ -94,6 +94,12 @@ impl Outgoing {
         let more = gone - self.gone;
         self.gone = gone;
         more as usize
+    }
+
+    /// When to [send](Outgoing::send) even if nothing is new; [`Nanos::MAX`]: never.
+    pub fn due(&self) -> Nanos {
+        let clients = self.clients.iter().flatten().map(ClientSocket::due);
+        clients.chain(self.records.as_ref().map(Records::due)).min().unwrap_or(Nanos::MAX)
     }
 
     /// Gives up a service endpoint that this node holds no more; replies that wait for it are dropped.

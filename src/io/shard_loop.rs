@@ -24,7 +24,6 @@ use super::client::ClientSocket;
 use super::media::{FIRST_MEDIA, MEDIA_BATCH};
 use super::outgoing::Outgoing;
 use super::peer::{Link, open_each};
-use super::records::Records;
 use super::sys_recv::RecvBatch;
 use super::sys_socket::Buffers;
 use super::sys_time::{self, TimerFd};
@@ -539,7 +538,7 @@ impl<C: ShardCore> ShardLoop<C> {
         let outgoing = &self.parts.outgoing;
         // What is due already is no reason to wake: the loop does not sleep then.
         let media = Some(outgoing.media.due()).filter(|due| *due > now.mono).unwrap_or(Nanos::MAX);
-        let own = media.min(outgoing.records.as_ref().map_or(Nanos::MAX, Records::due));
+        let own = media.min(outgoing.due());
         let deadline = self.core.next_timeout().min(self.held.next_timeout()).min(own);
         if deadline < self.armed || self.armed <= now.mono {
             self.timer.arm(deadline)?;

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -46,6 +46,11 @@ fn bind_to(address: SocketAddr, shared: bool, early: bool) -> io::Result<UdpSock
     socket.set_reuse_port(shared)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
+}
+
+/// Whether this machine has the address: without it nothing can be sent from there.
+pub fn is_here(address: IpAddr) -> bool {
+    bind(SocketAddr::new(address, 0), false).is_ok()
 }
 
 /// Fails if any socket is bound to `address`, also one that would share it: `SO_REUSEPORT` would otherwise

@@ -331,9 +331,7 @@ impl Cluster {
         super::assert_no_panic(&ended.err);
         assert!(!ended.err.contains("without handing over"), "{ended:?}");
         let took = start.elapsed();
-        // Shown if the test fails: what that life has dropped, and why.
-        let last = ended.err.lines().rev().find(|line| line.contains("node ends"));
-        println!("n{id} in the end: {}", last.unwrap_or_default());
+        println!("n{id} said:\n{}", ended.err);
         self.run(id);
         took
     }
