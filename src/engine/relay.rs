@@ -10,10 +10,13 @@ use crate::proto::owner::follower::FrameSink;
 use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, Now, Ordinal, Slot, Term};
 use crate::wire::frame::{self, Frame};
 use crate::wire::record::ENTRY_HEADER_LEN;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Packets that may wait for recoveries, over all slots of a shard.
 const MOST_WAITING: usize = 8_192;
+/// Packets that may wait for the map by which their slot is owned here, and for how long: another node knew it first.
+const MOST_EARLY: usize = 1_024;
+const EARLY_FOR: Nanos = Nanos::from_millis(50);
 /// How soon a reply that another node has not confirmed is passed to it again.
 const DELIVER_AGAIN_AFTER: Nanos = Nanos::from_millis(5);
 /// A chain begins: no reply of this slot and term for this service address was passed to its holder before.
@@ -28,6 +31,14 @@ pub(super) struct Waiting {
     key: CallKey,
     source: Endpoint,
     local: LocalId,
+    payload: Vec<u8>,
+}
+
+/// A client's packet that another node passed on by a newer map than the one known here.
+#[derive(Debug)]
+pub(super) struct Early {
+    at: Nanos,
+    forward: frame::Forward,
     payload: Vec<u8>,
 }
 
@@ -85,6 +96,8 @@ pub(super) struct Delivering {
     seen: BTreeMap<(u16, u16), (Term, u64)>,
     /// The same of the last one that has left.
     left: BTreeMap<(u16, u16), (Term, u64)>,
+    /// Packets from other nodes that wait for a newer map, in order.
+    early: VecDeque<Early>,
 }
 
 impl Delivering {
@@ -185,20 +198,22 @@ impl<A: CallApp> Shard<A> {
         }
     }
 
-    /// A packet of a slot that another node owns goes there, once.
+    /// A packet of a slot that another node owns goes there.
     pub(super) fn forward(
         &mut self,
         index: usize,
         key: CallKey,
         packet: &Inbound<'_>,
     ) -> Result<(), DropReason> {
-        let owner = self.map.owner(self.slot_at(index)).owner;
-        let lane = self.lane(owner).filter(|lane| *lane != self.local && self.lanes[*lane].boot.is_some());
+        let owner = self.map.owner(self.slot_at(index));
+        let lane =
+            self.lane(owner.owner).filter(|lane| *lane != self.local && self.lanes[*lane].boot.is_some());
         let lane = lane.ok_or(DropReason::NotOwner)?;
         let forward = frame::Forward {
             local: packet.local.endpoint.into(),
             local_port: packet.local.port.into(),
             port: packet.source.port.into(),
+            term: owner.term.0.into(),
             ip: packet.source.ip,
             call: key.0.into(),
         };
@@ -207,7 +222,9 @@ impl<A: CallApp> Shard<A> {
         Ok(())
     }
 
-    /// Another node has received a packet of a slot that is owned here.
+    /// Another node has received a packet of a slot that is owned here, by its map. Of two maps the newer one is right: by
+    /// a newer one here the packet goes on to the next owner; by a newer one there it waits for that map to come. So a
+    /// packet only moves to higher terms, and comes to rest.
     pub(super) fn on_forward(&mut self, now: Now, forward: &frame::Forward, payload: &[u8]) {
         let key = CallKey(forward.call.get());
         let source = Endpoint { ip: forward.ip, port: forward.port.get() };
@@ -217,16 +234,54 @@ impl<A: CallApp> Shard<A> {
             payload,
         };
         let slot = key.slot(self.map.slots);
-        let mine = self
-            .index(slot.0)
-            .is_some_and(|i| self.slots[i].owner.is_some() || self.slots[i].recovery.is_some());
-        if !mine || !self.map.has_endpoint(packet.local) {
+        let Some(index) = self.index(slot.0).filter(|_| self.map.has_endpoint(packet.local)) else {
             self.counts.drop(DropReason::NotOwner);
             return;
+        };
+        let (here, there) = (self.map.owner(slot).term, Term(forward.term.get()));
+        let mine = self.slots[index].owner.is_some() || self.slots[index].recovery.is_some();
+        if here < there {
+            self.wait_for_map(now, forward, payload);
+        } else if mine {
+            self.counts.forwards_taken += 1;
+            // Its drop, if it is dropped, is counted there.
+            let _ = self.on_client(now, key, &packet);
+        } else {
+            let passed =
+                if here > there { self.forward(index, key, &packet) } else { Err(DropReason::NotOwner) };
+            passed.err().into_iter().for_each(|reason| self.counts.drop(reason));
         }
-        self.counts.forwards_taken += 1;
-        // Its drop, if it is dropped, is counted there.
-        let _ = self.on_client(now, key, &packet);
+    }
+
+    fn wait_for_map(&mut self, now: Now, forward: &frame::Forward, payload: &[u8]) {
+        let old = |early: &Early| now.mono.since(early.at) >= EARLY_FOR;
+        while self.delivering.early.front().is_some_and(old) {
+            self.delivering.early.pop_front();
+            self.counts.drop(DropReason::NotOwner);
+        }
+        if self.delivering.early.len() < MOST_EARLY {
+            self.delivering.early.push_back(Early {
+                at: now.mono,
+                forward: *forward,
+                payload: payload.to_vec(),
+            });
+        } else {
+            self.counts.drop(DropReason::NotOwner);
+        }
+    }
+
+    /// There is a newer map: packets may have waited for it.
+    pub(super) fn take_early(&mut self, now: Now) {
+        for early in std::mem::take(&mut self.delivering.early) {
+            let slot = CallKey(early.forward.call.get()).slot(self.map.slots);
+            if now.mono.since(early.at) >= EARLY_FOR {
+                self.counts.drop(DropReason::NotOwner);
+            } else if self.map.owner(slot).term < Term(early.forward.term.get()) {
+                self.delivering.early.push_back(early);
+            } else {
+                self.on_forward(now, &early.forward, &early.payload);
+            }
+        }
     }
 
     /// Who holds the service address of this endpoint, if it is not this node.

@@ -63,6 +63,7 @@ impl<A: CallApp> Shard<A> {
         for index in changed {
             self.progress(now, index);
         }
+        self.take_early(now);
         self.next = now.mono;
     }
 

@@ -36,7 +36,7 @@ use super::outgoing::Outgoing;
 use super::peer::Link;
 use super::records::Records;
 use super::reload::{self, Ask, Reloader, RouteSource};
-use super::shard_loop::{Handed, Question, ShardLoop, ShardParts, WAKE};
+use super::shard_loop::{Handed, LINGER, Question, ShardLoop, ShardParts, WAKE};
 use super::sys_socket::{self, Buffers};
 use super::vote_file::VoteFile;
 use super::{sys_thread, sys_time};
@@ -199,7 +199,12 @@ impl RunningNode {
                     tracing::warn!("the node ends without handing over: {why}");
                     return Ok(NodeEnd::Asked);
                 }
-                Ok(End::Control(ControlEnd::Left) | End::Now) => return Ok(NodeEnd::Asked),
+                Ok(End::Control(ControlEnd::Left)) => {
+                    // What was sent here by those who have not heard of the next owner is passed on to it.
+                    thread::sleep(Duration::from_nanos(LINGER.0));
+                    return Ok(NodeEnd::Asked);
+                }
+                Ok(End::Now) => return Ok(NodeEnd::Asked),
                 Ok(End::Thread(name, reason)) => return Err(NodeError::Thread { name, reason }),
                 Err(_) => {
                     tracing::warn!(

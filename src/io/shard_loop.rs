@@ -19,6 +19,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use self::held::Held;
+pub(super) use self::held::LINGER;
 use super::cells::{NodeCells, Notice};
 use super::client::ClientSocket;
 use super::media::{FIRST_MEDIA, MEDIA_BATCH};

@@ -20,7 +20,7 @@ const BIND_AGAIN: Nanos = Nanos::from_millis(100);
 /// How often the log is told of it.
 const COMPLAIN_EVERY: Nanos = Nanos::from_secs(10);
 /// How long the socket of a lost endpoint is still read: others will not hear at once where it is now.
-pub(super) const LINGER: Nanos = Nanos::from_millis(50);
+pub(in crate::io) const LINGER: Nanos = Nanos::from_millis(50);
 /// How often a socket is read at most before it is closed.
 const LAST_ROUNDS: u32 = 64;
 /// How often the control is told how things stand, at most.

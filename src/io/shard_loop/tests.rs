@@ -405,7 +405,7 @@ fn endpoints_are_bound_and_closed_as_the_map_and_the_lease_have_it() {
     node.cells.set_lease(sys_time::mono(), Nanos::MAX);
     assert_eq!(client.recv(&mut [0; 8]).unwrap(), 3);
     node.hold(2, 2, Nanos::MAX);
-    thread::sleep(Duration::from_nanos(held::LINGER.0) + Duration::from_millis(30));
+    thread::sleep(Duration::from_nanos(LINGER.0) + Duration::from_millis(30));
     assert!(!ask(), "another node holds it");
     node.hold(3, 1, Nanos::MAX);
     assert!(ask(), "it is back");

@@ -183,7 +183,7 @@ pub struct Fetched {
     pub first: U64,
 }
 
-/// Ingress to owner: a client's datagram of a slot that the receiver owns.
+/// Ingress to owner: a client's datagram of a slot that the receiver owns, as far as the sender knows.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Copy, Clone, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Forward {
@@ -193,6 +193,8 @@ pub struct Forward {
     pub local_port: U16,
     /// The client's port.
     pub port: U16,
+    /// The owner's term.
+    pub term: U32,
     /// The client's address.
     pub ip: [u8; 16],
     /// The call it belongs to.
