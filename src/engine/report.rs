@@ -2,7 +2,8 @@
 
 use super::shard::{Seat, Shard};
 use crate::app::CallApp;
-use crate::proto::map::GroupSet;
+use crate::proto::map::{GroupSet, MapMember};
+use crate::proto::owner::recovery::{Recovery, Verdict};
 use crate::types::{Nanos, NodeId, Now};
 
 /// How often the slots are looked at while something is going on, and otherwise.
@@ -128,6 +129,12 @@ impl<A: CallApp> Shard<A> {
         recovering.for_each(|(at, _)| report.blocked.insert(self.map.group_of(self.slot_at(at))));
     }
 
+    fn is_complete(&self, recovery: &Recovery) -> bool {
+        let live = |m: &MapMember| self.map.is_live(m.node, m.boot);
+        let group = self.map.group(recovery.slot());
+        recovery.verdict(group, self.map.commit.into(), live) == Verdict::Complete
+    }
+
     fn make_report(&self, now: Now) -> ShardReport {
         let mut report = ShardReport {
             map: self.map.version,
@@ -139,8 +146,13 @@ impl<A: CallApp> Shard<A> {
         };
         for (index, state) in self.slots.iter().enumerate() {
             let group = self.map.group_of(self.slot_at(index));
-            if state.recovery.is_some() {
+            if let Some(recovery) = &state.recovery {
                 report.confirmed.remove(group);
+                // It waits for nothing but members to commit with.
+                let late = now.mono.since(recovery.began()) >= self.config.blocked_after;
+                if late && !recovery.is_settled() && self.is_complete(recovery) {
+                    report.blocked.insert(group);
+                }
             }
             if let Some(owner) = &state.owner {
                 // Where there are no past members nobody asks.

@@ -387,8 +387,8 @@ impl<A: CallApp> Shard<A> {
         }
         if trusted {
             self.restore_at = now.mono + MASTER_BACK_AFTER;
-            self.seal_at = self.seal_at.min(now.mono);
         }
+        self.seal_at = self.seal_at.min(now.mono);
     }
 
     pub(super) fn restore_masters(&mut self, now: Now) {

@@ -9,7 +9,7 @@ use super::shard::{Seat, Shard};
 use crate::app::CallApp;
 use crate::app::table::CallTable;
 use crate::proto::clock::LogicalClock;
-use crate::proto::map::{ClusterMap, NodeState};
+use crate::proto::map::{ClusterMap, MapMember, NodeState};
 use crate::proto::member::Member;
 use crate::proto::owner::follower::FrameSink;
 use crate::proto::owner::recovery::{Recovery, Verdict};
@@ -53,7 +53,7 @@ impl<A: CallApp> Shard<A> {
         let changed: Vec<usize> = (0..self.slots.len()).filter(|index| !is_same(*index)).collect();
         for index in &changed {
             self.take_seat(*index);
-            self.take_over(*index);
+            self.take_over(now, *index);
         }
         self.deliver_again(now);
         self.resync.on_map();
@@ -99,7 +99,7 @@ impl<A: CallApp> Shard<A> {
     }
 
     /// Takes the slot over, follows its new members, or lets it go.
-    fn take_over(&mut self, index: usize) {
+    fn take_over(&mut self, now: Now, index: usize) {
         let map = Arc::clone(&self.map);
         let slot = self.slot_at(index);
         let address = map.owner(slot);
@@ -126,7 +126,7 @@ impl<A: CallApp> Shard<A> {
         let waiting = std::mem::take(&mut self.slots[index].waiting);
         self.let_go(index);
         self.slots[index].waiting = waiting;
-        let recovery = Recovery::new(slot, address.term, self.config.safeguards);
+        let recovery = Recovery::new(now.mono, slot, address.term, self.config.safeguards);
         self.slots[index].recovery = Some(Box::new(recovery));
         self.recovering += 1;
     }
@@ -158,7 +158,8 @@ impl<A: CallApp> Shard<A> {
         recovery.is_some_and(|recovery| !recovery.is_settled())
     }
 
-    /// Asks for what is missing to recover the slots that are owned here and not yet open.
+    /// Asks for what is missing to recover the slots that are owned here and not yet open, and goes on without those who
+    /// need not be waited for any longer.
     pub(super) fn seal(&mut self, now: Now) {
         self.seal_at = Nanos::MAX;
         if self.recovering == 0 {
@@ -193,7 +194,10 @@ impl<A: CallApp> Shard<A> {
         }
         for index in 0..self.slots.len() {
             let from = self.slots[index].recovery.as_ref().and_then(|r| r.source());
-            let Some((node, boot)) = from else { continue };
+            let Some((node, boot)) = from else {
+                self.progress(now, index);
+                continue;
+            };
             let lane = self.lane(node).unwrap_or(self.local);
             // A later life of it holds nothing.
             let other = self.lanes[lane].boot != Some(boot);
@@ -258,12 +262,22 @@ impl<A: CallApp> Shard<A> {
         }
         let mut lossy = false;
         if !recovery.is_settled() {
-            let live = |m: &crate::proto::map::MapMember| map.is_live(m.node, m.boot);
-            match recovery.verdict(group, map.commit.into(), live) {
+            let live = |m: &MapMember| map.is_live(m.node, m.boot);
+            let commit = map.commit.into();
+            match recovery.verdict(group, commit, live) {
                 Verdict::Wait => return,
                 Verdict::Lossy if !self.config.lossy_go => return,
                 Verdict::Lossy => lossy = true,
-                Verdict::Complete => {}
+                Verdict::Complete => {
+                    let lanes = &self.lanes;
+                    let there = |m: &MapMember| {
+                        lanes.iter().any(|l| l.node == m.node && l.boot == Some(m.boot) && l.trusted())
+                    };
+                    let young = now.mono < recovery.began() + SEAL_AGAIN_AFTER;
+                    if young && recovery.awaits(group, there) || !recovery.could_commit(group, commit) {
+                        return;
+                    }
+                }
             }
             recovery.settle(group);
         }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 mod admission;
 mod faults;
+mod rules;
 mod takeover;
 
 const CLIENT: Endpoint = Endpoint { ip: [9; 16], port: 5060 };

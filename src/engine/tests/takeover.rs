@@ -7,12 +7,12 @@ use crate::types::{Boot, HostId, LocalId, Nanos, NodeId, NodeSet, Term};
 use crate::wire::frame::{Frame, Frames};
 use std::sync::Arc;
 
-fn packet(local: u16, payload: &[u8]) -> Inbound<'_> {
+pub(super) fn packet(local: u16, payload: &[u8]) -> Inbound<'_> {
     Inbound { source: CLIENT, local: LocalId::endpoint(local), payload }
 }
 
 /// A map in which `owner` holds address 0 in the next term.
-fn moved(map: &ClusterMap, owner: u16) -> ClusterMap {
+pub(super) fn moved(map: &ClusterMap, owner: u16) -> ClusterMap {
     let mut map = map.clone();
     map.version += 1;
     let Term(term) = map.addresses[0].term;
@@ -22,7 +22,7 @@ fn moved(map: &ClusterMap, owner: u16) -> ClusterMap {
 }
 
 /// A map from which `node` is dropped as a member.
-fn dropped(map: &ClusterMap, node: u16) -> ClusterMap {
+pub(super) fn dropped(map: &ClusterMap, node: u16) -> ClusterMap {
     let mut map = map.clone();
     map.version += 1;
     for group in &mut map.groups {
@@ -45,7 +45,7 @@ fn cut(cluster: &mut Cluster, node: u16) {
     }
 }
 
-fn map_of(cluster: &Cluster, node: u16) -> ClusterMap {
+pub(super) fn map_of(cluster: &Cluster, node: u16) -> ClusterMap {
     cluster.shards[usize::from(node) - 1].map().clone()
 }
 
@@ -114,6 +114,39 @@ fn packets_wait_while_the_seal_is_not_complete() {
     }
     cluster.pass(Nanos::from_millis(200));
     assert_eq!(counts(&cluster, 16), (0..16).map(|call| (call, 2)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_new_owner_begins_once_it_could_commit() {
+    for heals in [true, false] {
+        let mut cluster = Cluster::new(2, |_| {});
+        (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+        cluster.pass(Nanos::from_millis(3));
+        cluster.cut.insert(NodeId(1));
+        // One entry more, which the other node has not heard of when it becomes the owner.
+        (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+        cluster.settle();
+        cut(&mut cluster, 1);
+        let map = moved(&map_of(&cluster, 2), 2);
+        cluster.agree(&map);
+        cluster.pass(Nanos::from_millis(10));
+        let report = cluster.shards[1].report();
+        assert_eq!((report.recovering, report.blocked.0), (16, 0));
+        cluster.pass(Nanos::from_millis(10));
+        assert_eq!(cluster.shards[1].report().blocked.0, 0xffff, "it needs the other member");
+        if heals {
+            cluster.cut = NodeSet::EMPTY;
+            cluster.shards.iter_mut().for_each(|shard| shard.on_suspects(cluster.now, NodeSet::EMPTY));
+            cluster.agree(&map);
+        } else {
+            cluster.agree(&dropped(&map, 1));
+            (0..16u8).for_each(|call| cluster.send_to(2, &packet(0, &[call])).unwrap());
+        }
+        cluster.pass(Nanos::from_millis(50));
+        assert_eq!(counts(&cluster, 16), (0..16).map(|call| (call, 2)).collect::<Vec<_>>());
+        let stats = cluster.shards[1].stats();
+        assert_eq!((stats.recoveries, stats.lossy_recoveries, stats.demotions), (16, 0, 0));
+    }
 }
 
 #[test]
@@ -471,7 +504,7 @@ fn talk_without_entries(cluster: &mut Cluster) {
     }
 }
 
-fn only(nodes: &[u16], cluster: &mut Cluster) {
+pub(super) fn only(nodes: &[u16], cluster: &mut Cluster) {
     cluster.cut = NodeSet((1..=3).filter(|n| !nodes.contains(n)).fold(0, |set, n| set | 1 << n));
     for at in 0..3 {
         let me = NodeSet(cluster.cut.0 & !(2 << at));

@@ -10,20 +10,18 @@ impl Member {
     /// Promises to follow nothing below `term` and tells what is held; `deadline` is the slot's next timer.
     ///
     /// # Errors
-    /// A higher term was promised, or this member is still learning and has nothing to tell.
+    /// A higher term was promised.
     pub fn on_seal(&mut self, term: Term, deadline: Nanos) -> Result<frame::Sealed, Refused> {
         if term < self.promised {
             return Err(Refused::Term);
-        }
-        if self.learning {
-            return Err(Refused::Behind);
         }
         self.promised = term;
         Ok(frame::Sealed {
             slot: self.slot.0.into(),
             term: term.0.into(),
             join: self.join.into(),
-            last_term: if self.lost { LOST } else { self.last_term.0 }.into(),
+            // One that still learns has nothing to tell either.
+            last_term: if self.lost || self.learning { LOST } else { self.last_term.0 }.into(),
             before: self.before.0.into(),
             first: self.entries.first().into(),
             held: self.held().0.into(),

@@ -84,12 +84,12 @@ fn a_log_that_conflicts_is_dropped_and_counts_for_nothing() {
 }
 
 #[test]
-fn a_learner_keeps_entries_until_its_snapshot_has_come_and_answers_no_seal_before() {
+fn a_learner_keeps_entries_until_its_snapshot_has_come_and_counts_in_no_seal_before() {
     let (mut learner, mut machine) = (member(), Counter::default());
     learner.on_start(&start(2, 10, START_LEARN), OWNER, &mut machine).unwrap();
     take(&mut learner, &mut machine, 2, 11, 14).unwrap();
     assert_eq!((learner.held(), machine.0, learner.wants_snapshot()), (Position(14), 0, Some(Position(10))));
-    assert_eq!(learner.on_seal(Term(3), Nanos::MAX), Err(Refused::Behind));
+    assert_eq!(learner.on_seal(Term(2), Nanos::MAX).unwrap().last_term.get(), LOST);
     let head = SnapshotHead {
         term: Term(2),
         position: Position(12),

@@ -4,7 +4,7 @@ use super::follower::Follower;
 use super::{Owner, Stale};
 use crate::proto::map::Group;
 use crate::types::{Boot, Nanos, NodeId, Position, Term};
-use crate::wire::frame;
+use crate::wire::frame::{self, LOST};
 
 impl Owner {
     /// The slot's members are those of `group` from now on. Who stays is told apart by incarnation.
@@ -49,9 +49,11 @@ impl Owner {
         }
     }
 
-    /// The learner begins, or begins anew, behind the last entry there is.
+    /// The learner begins, or begins anew, behind the last entry there is; where nobody could give it what was before
+    /// that, with the first one.
     pub(super) fn teach(&mut self, index: usize) {
-        let tail = self.tail();
+        let alone = self.log.first() == 1 && self.followers.iter().all(|f| !f.counted());
+        let tail = if alone { Position(0) } else { self.tail() };
         let follower = &mut self.followers[index];
         (follower.place, follower.started, follower.outpaced) = (Some(tail), false, false);
         (follower.sent, follower.held, follower.executed) = (tail, tail, Position(0));
@@ -66,7 +68,8 @@ impl Owner {
             return Ok(());
         }
         let (held, last_term) = (Position(sealed.held.get()), Term(sealed.last_term.get()));
-        let within = held == Position(0) && self.log.first() == 1 || self.term_at(held) == Some(last_term);
+        let empty = held == Position(0) && self.log.first() == 1 && last_term != Term(LOST);
+        let within = empty || self.term_at(held) == Some(last_term);
         let tail = self.tail();
         let follower = &mut self.followers[index];
         follower.place = Some(held);

@@ -43,9 +43,12 @@ pub enum Verdict {
 pub struct Recovery {
     slot: Slot,
     term: Term,
+    began: Nanos,
     answers: Vec<Answer>,
     /// Members that have dropped what they held.
     lost: Vec<Answer>,
+    /// How many outputs are on the wire, as far as anybody who answered knew: those may have ended since.
+    released: u64,
     /// The member whose log survives, once that is known, and what has come of it.
     winner: Option<(Answer, RecordLog)>,
     settled: bool,
@@ -53,13 +56,15 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// The recovery of `slot` for the owner of `term`.
-    pub fn new(slot: Slot, term: Term, safeguards: Safeguards) -> Recovery {
+    /// The recovery of `slot` for the owner of `term`, which begins now.
+    pub fn new(now: Nanos, slot: Slot, term: Term, safeguards: Safeguards) -> Recovery {
         Recovery {
             slot,
             term,
+            began: now,
             answers: Vec::new(),
             lost: Vec::new(),
+            released: 0,
             winner: None,
             settled: false,
             safeguards,
@@ -76,12 +81,21 @@ impl Recovery {
         self.term
     }
 
+    /// When it began.
+    pub fn began(&self) -> Nanos {
+        self.began
+    }
+
     /// Takes an answer; whether it is of this term.
     pub fn on_sealed(&mut self, node: NodeId, boot: Boot, sealed: &frame::Sealed) -> bool {
         if Term(sealed.term.get()) != self.term || self.settled {
             return Term(sealed.term.get()) == self.term;
         }
-        let list = if sealed.last_term.get() == LOST { &mut self.lost } else { &mut self.answers };
+        let lost = sealed.last_term.get() == LOST;
+        if !lost {
+            self.released = self.released.max(sealed.released.get());
+        }
+        let list = if lost { &mut self.lost } else { &mut self.answers };
         list.retain(|answer| answer.node != node);
         list.push(Answer { node, boot, sealed: *sealed });
         true
@@ -107,6 +121,23 @@ impl Recovery {
         self.answers.iter().any(|answer| answer.is(member))
     }
 
+    fn has_lost(&self, member: &MapMember) -> bool {
+        self.lost.iter().any(|answer| answer.is(member))
+    }
+
+    /// Whether a member that is `expected` to answer has not. One that holds more than those who have would be reset.
+    pub fn awaits(&self, group: &Group, expected: impl Fn(&MapMember) -> bool) -> bool {
+        let said = |m: &MapMember| self.answered(m) || self.has_lost(m);
+        self.sets(group).flatten().any(|m| expected(m) && !said(m))
+    }
+
+    /// Whether the present members that have answered could commit, or those who keep them from it hold nothing. An
+    /// owner that begins without them gains nothing, and what it appends turns those it does not reach into strangers.
+    pub fn could_commit(&self, group: &Group, commit: usize) -> bool {
+        let said = |m: &MapMember| self.answered(m) || self.has_lost(m);
+        is_commit_set(&group.members, commit, self.safeguards.span_hosts, said)
+    }
+
     /// Whether the answers are enough: in each version of the member set somebody has answered, and those who have not
     /// are no commit set.
     pub fn verdict(&self, group: &Group, commit: usize, is_live: impl Fn(&MapMember) -> bool) -> Verdict {
@@ -118,7 +149,7 @@ impl Recovery {
                 continue;
             }
             let mut missing = set.iter().filter(|m| silent(m));
-            if missing.any(|m| is_live(m) && !self.lost.iter().any(|answer| answer.is(m))) {
+            if missing.any(|m| is_live(m) && !self.has_lost(m)) {
                 return Verdict::Wait;
             }
             verdict = Verdict::Lossy;
@@ -188,13 +219,12 @@ impl Recovery {
         if log.is_empty() {
             log = RecordLog::new(sealed.held.get() + 1);
         }
-        let released = self.answers.iter().map(|a| a.sealed.released.get()).max().unwrap_or(0);
         Survived {
             before: Term(if log.is_empty() { sealed.last_term.get() } else { sealed.before.get() }),
             log,
             last_time: Nanos(sealed.last_time.get()),
             deadline: Nanos(sealed.deadline.get()),
-            released: Ordinal(released.min(sealed.outputs.get())),
+            released: Ordinal(self.released.min(sealed.outputs.get())),
         }
     }
 }

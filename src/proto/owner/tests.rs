@@ -232,3 +232,43 @@ fn what_a_learner_says_of_an_earlier_beginning_is_no_answer_to_its_start() {
     ack(&mut owner, 3, 5);
     assert!(owner.followers()[2].started);
 }
+
+#[test]
+fn what_a_member_knew_to_be_on_the_wire_outlives_it() {
+    let mut recovery = recovery::Recovery::new(NOW, Slot(0), Term(2), Safeguards::default());
+    let sealed = |held: u64, released: u64| frame::Sealed {
+        term: 2.into(),
+        join: 1.into(),
+        last_term: 1.into(),
+        first: (held + 1).into(),
+        held: held.into(),
+        outputs: held.into(),
+        released: released.into(),
+        ..frame::Sealed::read_from_bytes(&[0; size_of::<frame::Sealed>()]).unwrap()
+    };
+    assert!(recovery.on_sealed(NodeId(1), Boot(1), &sealed(5, 5)));
+    assert!(recovery.on_sealed(NodeId(2), Boot(1), &sealed(4, 2)));
+    recovery.settle(&group(&[1, 2], &[]));
+    recovery.give_up_on(NodeId(1));
+    recovery.settle(&group(&[1, 2], &[]));
+    let survived = recovery.survived();
+    assert_eq!((survived.log.next(), survived.released), (5, Ordinal(4)), "but not more than there is");
+}
+
+#[test]
+fn who_has_dropped_everything_is_given_up_and_who_learns_then_begins_with_the_first_entry() {
+    let mut owner = unanswered(8, &group(&[1], &[]));
+    let sealed = frame::Sealed {
+        term: 1.into(),
+        join: 1.into(),
+        last_term: frame::LOST.into(),
+        ..frame::Sealed::read_from_bytes(&[0; size_of::<frame::Sealed>()]).unwrap()
+    };
+    owner.on_sealed(NodeId(1), Boot(1), &sealed).unwrap();
+    assert_eq!(owner.lost().collect::<Vec<_>>(), [NodeId(1)]);
+    (0..2).for_each(|_| append(&mut owner));
+    owner.on_group(&group(&[1], &[2]), |node| usize::from(node.0));
+    owner.on_trust(NodeId(2), Some(Boot(1)));
+    let written = written(&mut owner, 2);
+    assert_eq!((written.starts, written.segments), (vec![(0, frame::START_LEARN)], vec![(1, 2)]));
+}
