@@ -95,10 +95,11 @@ impl Owner {
 }
 
 impl Follower {
-    /// Whether an answer of it is due: to entries, or to what comes before them. Where nothing has been logged yet,
-    /// only learners are told to begin.
+    /// Whether an answer of it is due: to the seal (it may hold what did not survive), to entries, or to what comes before
+    /// them. Where nothing has been logged yet, only learners are told to begin.
     pub(super) fn is_pending(&self, tail: Position) -> bool {
-        self.held < self.sent || !self.started && (tail > Position(0) || self.learner)
+        let starts = !self.started && (tail > Position(0) || self.learner);
+        self.place.is_none() || self.held < self.sent || starts
     }
 
     /// It counts, has installed the term, and holds everything up to `position`.
