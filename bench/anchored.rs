@@ -25,12 +25,14 @@ use crate::talk::{BLANK, Talk, write};
 use crate::{relay, world};
 
 /// Calls that are there before anything is counted: buffers and logs have their working size then.
-const FIRST: u32 = 1_000;
+const FIRST: u32 = 500;
+/// Calls set up a second: what is kept for repetitions is that of half a minute, not of all calls.
+const RATE: f64 = 1_000.0;
 /// Transactions are over by then (RFC 3261: 64 times T1), and what is kept for repetitions is gone.
 const SETTLE: Duration = Duration::from_secs(40);
 /// As many ports as a limit of 20,000 open files allows.
 const MEDIA_PORTS: &str = "20000-38999";
-const ANCHORED: u32 = 4_500;
+const ANCHORED: u32 = 3_800;
 
 /// One member, or the tables alone.
 struct Row {
@@ -61,7 +63,7 @@ fn on_cluster(system: &'static str, anchored: bool, calls: u32, quick: bool) -> 
     let nodes = machine::system(&cluster);
     let mut fill = |calls: std::ops::Range<u32>| -> anyhow::Result<()> {
         let count = calls.len() as f64;
-        let relayed = parties.set_up(nodes.target, calls, talk.places())?;
+        let relayed = parties.set_up(nodes.target, (calls, RATE), talk.places())?;
         if anchored {
             // Each side has sent something, as in any call.
             talk.run(&relayed, 10_000.0, Nanos((4.0 * count * 1e5) as u64), &nodes.pids)?;
@@ -90,6 +92,8 @@ fn on_cluster(system: &'static str, anchored: bool, calls: u32, quick: bool) -> 
 /// Service addresses enough for the ports of very many calls.
 const ADDRESSES: u16 = 8;
 const SLOTS: u16 = 64;
+/// After so many calls due timers fire.
+const TICK_EVERY: u32 = 100;
 
 /// What the tables say, and to whom.
 #[derive(Default)]
@@ -160,7 +164,10 @@ impl Tables {
 
     /// A call that is answered, and a packet of each side.
     fn set_up(&mut self, number: u32, [caller, callee]: [SocketAddr; 2]) -> Option<()> {
-        self.now = self.now + Nanos::from_millis(1);
+        self.now = self.now + Nanos((1e9 / RATE) as u64);
+        if number.is_multiple_of(TICK_EVERY) {
+            self.tick(self.now);
+        }
         let (local, proxy) = (LocalId::endpoint(0), SocketAddr::from(([10, 0, 9, 0], 5_060)));
         let media = |side: SocketAddr| SocketAddr::new(side.ip(), 6_000);
         let asked = invite(number, caller, proxy, &Description::at(media(caller)));
@@ -185,18 +192,21 @@ impl Tables {
         Some(())
     }
 
-    /// Lets time pass, timer by timer.
     fn settle(&mut self) {
-        let end = self.now + Nanos::from_secs(SETTLE.as_secs());
+        self.now = self.now + Nanos::from_secs(SETTLE.as_secs());
+        self.tick(self.now);
+    }
+
+    /// Fires what is due by then, timer by timer.
+    fn tick(&mut self, end: Nanos) {
         for table in &mut self.tables {
-            while let Some(due) = table.next_deadline().filter(|due| *due <= end) {
+            while table.next_deadline().is_some_and(|due| due <= end) {
                 self.position += 1;
-                let place = Place { position: Position(self.position), time: due.max(self.now) };
+                let place = Place { position: Position(self.position), time: end };
                 table.on_tick(&self.sip, place, &mut self.said);
             }
         }
         self.said.0.clear();
-        self.now = end;
     }
 
     fn calls(&self) -> u64 {
@@ -227,10 +237,19 @@ fn alone(calls: u32) -> anyhow::Result<Vec<Row>> {
 pub(crate) fn measure(args: &Args) -> anyhow::Result<Vec<Value>> {
     let usual = if args.quick { 10_000 } else { 100_000 };
     let calls: u32 = args.get("--calls").map_or(Ok(usual), str::parse).context("--calls")?;
-    // First, as long as this process is small.
-    let mut all = alone(calls)?;
-    all.extend(on_cluster("signalling only", false, calls, args.quick)?);
-    all.extend(on_cluster("anchored", true, ANCHORED.min(calls), args.quick)?);
+    let mut all = Vec::new();
+    for part in 0..3 {
+        let rows = match part {
+            // First, as long as this process is small.
+            0 => alone(calls)?,
+            1 => on_cluster("anchored", true, ANCHORED.min(calls), args.quick)?,
+            _ => on_cluster("signalling only", false, calls, args.quick)?,
+        };
+        for Row { system, member, bytes, .. } in &rows {
+            eprintln!("memory: {system}, {member}: {:.0} then {:.0} bytes a call", bytes[0], bytes[1]);
+        }
+        all.extend(rows);
+    }
     let headings = ["what", "member", "calls", "bytes_at_once", "bytes_settled"];
     let mut shown = vec![headings.map(String::from).to_vec()];
     let mut rows = Vec::new();

@@ -15,7 +15,7 @@ use crate::rivals::Kamailio;
 use crate::sipp::{Callee, Caller};
 use crate::world;
 
-const RATES: [f64; 2] = [200.0, 800.0];
+const RATES: [f64; 2] = [400.0, 800.0];
 const NAMES: [&str; 3] = ["kamailio", "tandem-r1", "tandem-r3"];
 /// How long a system is watched that does nothing.
 const REST: Duration = Duration::from_secs(2);
@@ -127,7 +127,7 @@ pub(crate) fn measure(args: &Args) -> anyhow::Result<Vec<Value>> {
     }
     let programs = (sipp.as_str(), kamailio.as_deref().unwrap_or_default());
     let plan = Plan::read(args, &RATES, (1, 1), (4, 8))?;
-    let systems: Vec<usize> = (0..NAMES.len()).filter(|system| *system > 0 || kamailio.is_some()).collect();
+    let systems = plan.systems(&NAMES, kamailio.is_some());
     let headings = [
         "system",
         "unit",

@@ -142,11 +142,11 @@ impl Parties {
         Ok(self.callee.local_addr()?)
     }
 
-    /// Sets calls up through `proxy`; `media` says where each side of each call takes media. In the order of their numbers.
+    /// Sets calls up through `proxy`, at most `rate` a second; `media` says where each side of each call takes media. In the order of their numbers.
     pub(crate) fn set_up(
         &self,
         proxy: SocketAddr,
-        calls: std::ops::Range<u32>,
+        (calls, rate): (std::ops::Range<u32>, f64),
         media: impl Fn(u32, usize) -> SocketAddr,
     ) -> anyhow::Result<Vec<Relayed>> {
         let (caller, callee) = (self.caller.local_addr()?, self.callee.local_addr()?);
@@ -154,8 +154,13 @@ impl Parties {
         let mut waiting: VecDeque<Waiting> = VecDeque::new();
         let mut done = vec![None; calls.len()];
         let mut buffer = vec![0; 1 << 16];
+        let start = Instant::now();
         loop {
+            let due = |next: &std::ops::Range<u32>| {
+                f64::from(next.start - calls.start) < start.elapsed().as_secs_f64() * rate
+            };
             while waiting.len() < AT_ONCE
+                && due(&next)
                 && let Some(number) = next.next()
             {
                 let text = invite(number, caller, proxy, &Description::at(media(number, 0)));
@@ -163,7 +168,7 @@ impl Parties {
                 let now = Instant::now();
                 waiting.push_back(Waiting { number, began: now, said: now, text, ports: [None; 2] });
             }
-            if waiting.is_empty() {
+            if waiting.is_empty() && next.is_empty() {
                 return done.into_iter().collect::<Option<Vec<_>>>().context("a call was never set up");
             }
             let mut heard = 0;

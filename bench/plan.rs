@@ -9,6 +9,8 @@ pub(crate) struct Plan {
     pub(crate) rates: Vec<f64>,
     pub(crate) rounds: u32,
     pub(crate) duration: Nanos,
+    /// Only this system.
+    system: Option<String>,
 }
 
 impl Plan {
@@ -26,6 +28,14 @@ impl Plan {
         };
         let rounds = args.get("--rounds").map_or(Ok(usual.0), str::parse).context("--rounds")?;
         let seconds = args.get("--seconds").map_or(Ok(usual.1), str::parse).context("--seconds")?;
-        Ok(Plan { rates, rounds, duration: Nanos::from_secs(seconds) })
+        let system = args.get("--system").map(String::from);
+        Ok(Plan { rates, rounds, duration: Nanos::from_secs(seconds), system })
+    }
+
+    /// Which of these systems are measured, by number; the first only if it is `installed`.
+    pub(crate) fn systems(&self, names: &[&str], installed: bool) -> Vec<usize> {
+        let wanted = |name: &str| self.system.as_deref().is_none_or(|system| system == name);
+        let measured = |number: &usize| (*number > 0 || installed) && wanted(names[*number]);
+        (0..names.len()).filter(measured).collect()
     }
 }

@@ -19,6 +19,8 @@ use crate::world;
 const RATES: [f64; 2] = [20_000.0, 50_000.0];
 /// Packets of both sides of a call a second: one each 20 ms.
 const PER_CALL: f64 = 100.0;
+/// Calls set up a second.
+const SET_UP_RATE: f64 = 1_000.0;
 const WARM_UP: Nanos = Nanos::from_secs(1);
 const MEDIA_PORTS: &str = "20000-29999";
 const NAMES: [&str; 3] = ["rtpengine", "tandem-r1", "tandem-r3"];
@@ -55,7 +57,7 @@ fn cell(system: usize, rtpengine: &str, rate: f64, duration: Nanos) -> anyhow::R
     }
     let cluster = cluster(if system == 1 { 1 } else { 3 }, &parties, &[("MEDIA_PORTS", MEDIA_PORTS)])?;
     let nodes = machine::system(&cluster);
-    let relayed = parties.set_up(nodes.target, 0..calls, place)?;
+    let relayed = parties.set_up(nodes.target, (0..calls, SET_UP_RATE), place)?;
     run(&relayed, &nodes.pids)
 }
 
@@ -65,7 +67,7 @@ pub(crate) fn measure(args: &Args) -> anyhow::Result<Vec<Value>> {
         miss("rtpengine", "the relay is measured without anything beside it");
     }
     let plan = Plan::read(args, &RATES, (1, 2), (4, 4))?;
-    let systems: Vec<usize> = (0..NAMES.len()).filter(|system| *system > 0 || rtpengine.is_some()).collect();
+    let systems = plan.systems(&NAMES, rtpengine.is_some());
     let headings = [
         "system",
         "rate",

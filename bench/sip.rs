@@ -65,7 +65,7 @@ fn stand_apart() {
 fn main() -> ExitCode {
     stand_apart();
     world::name_program();
-    let args = Args::read("sip", &["--mode", "--rate", "--rounds", "--seconds", "--calls"]);
+    let args = Args::read("sip", &["--mode", "--rate", "--rounds", "--seconds", "--calls", "--system"]);
     match measure(&args) {
         Ok(rows) => {
             args.write("sip", &rows);
