@@ -159,9 +159,10 @@ impl Client {
         Expiry::No
     }
 
-    pub(super) fn deadlines(&self) -> [u64; 3] {
+    /// When it, and its CANCEL, are to be said again.
+    pub(super) fn repeats(&self) -> [u64; 2] {
         let cancel = if let Cancel::Sent(repeat) = &self.cancel { repeat.at } else { NEVER };
-        [self.repeat.at, self.until, cancel]
+        [self.repeat.at, cancel]
     }
 
     pub(super) fn is_over(&self, now: u64) -> bool {

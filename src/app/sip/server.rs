@@ -109,10 +109,6 @@ impl Server {
         }
     }
 
-    pub(super) fn deadlines(&self) -> [u64; 2] {
-        [self.repeat.at, self.until]
-    }
-
     pub(super) fn is_over(&self, now: u64) -> bool {
         self.state != ServerState::Proceeding && self.until <= now
     }

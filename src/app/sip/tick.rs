@@ -2,7 +2,7 @@
 
 use super::client::Expiry;
 use super::run::{Ctx, Run};
-use super::state::{DialogState, Exchange, NEVER, State};
+use super::state::{Client, DialogState, Exchange, NEVER, ServerState, State};
 use super::story::Cause;
 use crate::app::TimerId;
 use crate::app::media::Side;
@@ -10,6 +10,10 @@ use crate::types::Nanos;
 
 /// A call's only timer.
 const NEXT: TimerId = TimerId(0);
+
+/// What is over is forgotten at multiples of this time, in ns (67 ms): so much of many calls is forgotten together, in
+/// one entry a slot and one bundle for all slots, where an entry for each would cost as much as a message.
+const FORGET_EVERY: u64 = 1 << 26;
 
 impl State {
     pub(super) fn on_time(&mut self, run: &mut Run<'_, impl Ctx>) {
@@ -97,16 +101,27 @@ impl State {
 }
 
 impl Exchange {
+    /// When something of it is due, of which some may have passed.
     fn deadlines(&self) -> impl Iterator<Item = u64> {
-        let clients = self.clients.iter().flat_map(super::state::Client::deadlines);
-        clients.chain(self.server.iter().flat_map(super::state::Server::deadlines))
+        let repeats =
+            self.clients.iter().flat_map(Client::repeats).chain(self.server.iter().map(|s| s.repeat.at));
+        let ends = self.clients.iter().map(|c| c.until).chain(self.server.iter().map(|s| s.until));
+        // One that is through only waits for its last end.
+        let last = self.is_through().then(|| ends.clone().max().unwrap_or(NEVER));
+        let forgotten = last.map(|last| last.checked_next_multiple_of(FORGET_EVERY).unwrap_or(NEVER));
+        repeats.chain(ends.filter(move |_| last.is_none())).chain(forgotten)
+    }
+
+    /// Whether nothing can come of it any more.
+    fn is_through(&self) -> bool {
+        self.server.as_ref().is_none_or(|server| server.state != ServerState::Proceeding)
+            && self.clients.iter().all(|client| !client.is_open())
     }
 
     pub(super) fn is_over(&self, now: u64) -> bool {
         let current = self.clients.len().saturating_sub(1);
-        let gone = |(which, client): (usize, &super::state::Client)| {
-            client.is_over(now) || which < current && client.until <= now
-        };
+        let gone =
+            |(which, client): (usize, &Client)| client.is_over(now) || which < current && client.until <= now;
         self.server.as_ref().is_none_or(|server| server.is_over(now))
             && self.clients.iter().enumerate().all(gone)
     }

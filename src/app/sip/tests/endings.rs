@@ -181,3 +181,17 @@ fn sessions_that_are_too_short() {
         assert_eq!(world.records.len(), 2);
     });
 }
+
+#[test]
+fn what_is_over_is_forgotten_in_one_entry() {
+    super::harness::usual(|world| {
+        let (mut alice, _) = establish(world, "over", "", "");
+        world.wait(10);
+        super::harness::hang_up(world, &mut alice);
+        let before = world.entries();
+        world.wait(31_900);
+        assert_eq!(world.entries(), before, "copies that come now are known");
+        world.wait(300);
+        assert_eq!((world.entries() - before, world.table.len()), (1, 1));
+    });
+}

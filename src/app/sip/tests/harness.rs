@@ -133,6 +133,11 @@ impl World {
         }
     }
 
+    /// How many entries the slot's log has.
+    pub(super) fn entries(&self) -> u64 {
+        self.position
+    }
+
     /// Lets time pass, timer by timer.
     pub(super) fn wait(&mut self, ms: u64) {
         let end = self.now + Nanos::from_millis(ms);
