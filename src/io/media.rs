@@ -319,6 +319,16 @@ impl MediaSockets {
         self.queue.push_back(Waiting { tag, port, to, start, len: bytes.len() });
     }
 
+    /// Drops what waits to leave from the service address whose first endpoint is `endpoint`; how many datagrams that
+    /// were.
+    pub fn drop_waiting(&mut self, endpoint: u16) -> usize {
+        let Some(address) = self.by_endpoint.get(usize::from(endpoint)).copied().flatten() else { return 0 };
+        let before = self.queue.len();
+        let ports = &self.ports;
+        self.queue.retain(|waiting| ports[waiting.port as usize].address != address);
+        before - self.queue.len()
+    }
+
     /// The tag of the oldest datagram that still waits.
     pub fn first_unsent(&self) -> Option<u64> {
         self.queue.front().map(|waiting| waiting.tag)
