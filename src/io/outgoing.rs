@@ -144,7 +144,8 @@ impl Outgoing {
     pub fn read_tally(&mut self) -> Tally {
         let links = self.links.iter().map(|(_, link)| link.kernel_drops());
         let clients = self.clients.iter().flatten().map(ClientSocket::kernel_drops);
-        self.tally.dropped.kernel_receive_full = self.closed_drops + links.chain(clients).sum::<u64>();
+        self.tally.dropped.kernel_receive_full =
+            self.closed_drops + self.media.kernel_drops() + links.chain(clients).sum::<u64>();
         self.tally.clone()
     }
 }
