@@ -1,9 +1,30 @@
-//! How the media ports and the slots of a cluster go together (`TANDEM_APP=sip`).
+//! Settings of media (`TANDEM_APP=sip`), and how the media ports and the slots of a cluster go together.
 
 use super::table::Settings;
-use super::values::App;
+use super::values::{App, Show, Why, words};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::str::FromStr;
+
+words! {
+    /// What becomes of the ICE lines of session descriptions.
+    Ice {
+        /// They are removed: media comes here.
+        Remove = "remove",
+        /// They are passed on.
+        Pass = "pass",
+    }
+}
+
+words! {
+    /// How datagrams reach the media ports.
+    MediaSteer {
+        /// Each port is a socket.
+        Off = "off",
+        /// The kernel steers all of them to one socket a shard.
+        On = "on",
+    }
+}
 
 /// Slots where nothing but the number of calls matters.
 const SLOTS: u16 = 1_024;

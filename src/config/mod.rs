@@ -11,11 +11,12 @@ mod table;
 mod values;
 
 pub use cluster_wide::ClusterWide;
+pub use media::{Ice, MediaSteer};
 pub use resolve::{BadSettings, Resolved, SettingError, Source, Value, resolve, resolve_from_environment};
 pub use routes::Route;
 pub use table::{Scope, Setting, Settings, TABLE};
 pub use values::{
-    App, Auto, ByteSize, Fanout, Ice, KeyRule, Lossy, Node, Nodes, Pin, PortRange, Restart, Show, Vip,
+    App, Auto, ByteSize, Fanout, KeyRule, Lossy, Node, Nodes, Pin, PortRange, Restart, Show, Vip,
 };
 
 use crate::types::NodeId;

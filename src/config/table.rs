@@ -1,10 +1,11 @@
 //! The table of settings: the one list from which the struct, the flags, the environment variables, their
 //! checks, `tandem config` and the agreement between nodes are made.
 
+use super::media::{Ice, MediaSteer};
 use super::routes::{Route, routes};
 use super::values::{
-    App, Auto, ByteSize, Fanout, Ice, KeyRule, Lossy, Nodes, Pin, PortRange, Restart, Show, Vip, Why,
-    endpoints, ids, number, optional_path, path, size, time,
+    App, Auto, ByteSize, Fanout, KeyRule, Lossy, Nodes, Pin, PortRange, Restart, Show, Vip, Why, endpoints,
+    ids, number, optional_path, path, size, time,
 };
 use crate::types::{Nanos, NodeId};
 use crate::wire::seal::ClusterKey;
@@ -129,6 +130,9 @@ settings! {
     "MEDIA_PORTS" media_ports: PortRange = "20000-23999", Cluster, str::parse;
         "FIRST-LAST, at least 4 pairs of ports for each slot of an address; or off: media goes its own way";
         "the ports of each service address at which media arrives (TANDEM_APP=sip): a socket each, a call with audio takes four"
+
+    "MEDIA_STEER" media_steer: MediaSteer = "off", Node, str::parse;
+        "off or on"; "whether the kernel steers all media ports to one socket a shard, so that nothing has to be opened when a service address comes: needs Linux 5.9, CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW"
 
     "ICE" ice: Ice = "remove", Cluster, str::parse;
         "remove or pass"; "what becomes of the ICE lines of session descriptions: remove, so that media comes here, or pass, so that the parties may find a way without us"

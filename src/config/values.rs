@@ -322,6 +322,8 @@ macro_rules! words {
     };
 }
 
+pub(super) use words;
+
 words! {
     /// Which call application the cluster runs.
     App {
@@ -329,16 +331,6 @@ words! {
         Echo = "echo",
         /// Proxies SIP calls and relays their media.
         Sip = "sip",
-    }
-}
-
-words! {
-    /// What becomes of the ICE lines of session descriptions.
-    Ice {
-        /// They are removed: media comes here.
-        Remove = "remove",
-        /// They are passed on.
-        Pass = "pass",
     }
 }
 

@@ -1,36 +1,42 @@
-//! One shard's media ports: a socket each, on the service addresses that this node holds.
+//! One shard's media ports on the service addresses that this node holds.
 //!
-//! A port names its slot and a slot its shard, so only that shard opens it, and what arrives needs no ring. There are
-//! thousands: they are opened and closed a few at a time, so that the loop is not late, and nothing here is ever looked
-//! at socket by socket. Media that cannot leave at once is dropped: late media is worth nothing.
+//! A port names its slot and a slot its shard, so only that shard has it, and what arrives needs no ring. Either each port
+//! is a socket (`bound`), or the kernel steers all of them to one (`steered`, `TANDEM_MEDIA_STEER`); the loop need not
+//! know. Ports are opened and closed in steps, a few at a time, so that the loop is not late. Media that cannot leave at
+//! once is dropped: late media is worth nothing.
+
+mod bound;
+mod steered;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::Arc;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
+use self::bound::Bound;
+use self::steered::Steered;
+use super::steer::{SteerError, Steering};
 use super::sys_recv::RecvBatch;
 use super::sys_send::{SendBatch, Sent};
-use super::sys_socket;
+use super::sys_socket::Buffers;
 use super::tally::Tally;
 use crate::app::media::MediaPorts;
 use crate::types::{LocalId, Nanos};
 
 /// The token of the first socket; beyond those of all others.
 pub const FIRST_MEDIA: usize = 1 << 24;
-/// Datagrams one system call takes from a port: a stream sends one every few milliseconds.
-pub const MEDIA_BATCH: usize = 8;
-/// How soon a port that somebody has is tried again.
-const BIND_AGAIN: Nanos = Nanos::from_millis(500);
+/// How soon a step that failed is tried again.
+const OPEN_AGAIN: Nanos = Nanos::from_millis(500);
 /// How often the log is told of it.
 const COMPLAIN_EVERY: Nanos = Nanos::from_secs(10);
 /// The most bytes that wait to be sent; what is over is dropped.
 const QUEUE_BYTES: usize = 4 << 20;
-/// Datagrams from one port in one system call.
+/// Datagrams from one source in one system call.
 const RUN: usize = 32;
 /// Bytes in one system call.
 const RUN_BYTES: usize = RUN << 16;
@@ -51,40 +57,142 @@ pub struct MediaPlan {
 impl MediaPlan {
     /// The ports of service address number `address` that belong to this shard.
     fn ports_of(&self, address: u16) -> impl Iterator<Item = u16> {
-        let mine = move |port: &u16| {
-            let slot = self.ports.slot_of(address, *port);
-            slot.is_some_and(|slot| slot.0 % self.shards == self.shard)
-        };
-        (self.ports.first..=self.ports.last).filter(mine)
+        (self.ports.first..=self.ports.last).filter(move |port| self.is_mine(address, *port))
+    }
+
+    fn is_mine(&self, address: u16, port: u16) -> bool {
+        self.ports.slot_of(address, port).is_some_and(|slot| slot.0 % self.shards == self.shard)
     }
 }
 
-/// One port: where it is, and its socket while it is open.
+/// How datagrams reach this shard and leave it. A *step* is what is opened and closed at once, an *inlet* a socket that is
+/// read, a *source* whatever neighbours in the queue must have in common to leave by one system call.
 #[derive(Debug)]
-struct Port {
-    local: LocalId,
-    address: u16,
-    socket: Option<UdpSocket>,
-    /// It waits in the list of those to be read.
-    ready: bool,
+enum Carrier {
+    Bound(Bound),
+    Steered(Steered),
 }
 
-/// What is to become of a service address's ports.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-enum Wish {
-    #[default]
-    Closed,
-    Open,
+impl Default for Carrier {
+    fn default() -> Carrier {
+        Carrier::Bound(Bound::default())
+    }
 }
 
-/// One service address: its ports are `first..end` of all.
+impl Carrier {
+    /// The steps of a service address.
+    fn steps(&self, address: u16) -> Range<usize> {
+        match self {
+            Carrier::Bound(bound) => bound.steps(address),
+            Carrier::Steered(_) => usize::from(address)..usize::from(address) + 1,
+        }
+    }
+
+    /// The service address of a step or a source: both are numbered alike.
+    fn address_of(&self, step: usize) -> u16 {
+        match self {
+            Carrier::Bound(bound) => bound.address_of(step),
+            Carrier::Steered(_) => step as u16,
+        }
+    }
+
+    /// How many ports a step opens.
+    fn weight(&self, step: usize) -> usize {
+        match self {
+            Carrier::Bound(_) => 1,
+            Carrier::Steered(steered) => steered.ports(step),
+        }
+    }
+
+    /// The port that a step opens, if it is but one.
+    fn port_of(&self, step: usize) -> Option<LocalId> {
+        match self {
+            Carrier::Bound(bound) => Some(bound.local(step)),
+            Carrier::Steered(_) => None,
+        }
+    }
+
+    /// True if the step was not open. With a number, that inlet is new.
+    fn open(&mut self, step: usize) -> io::Result<(bool, Option<usize>)> {
+        match self {
+            Carrier::Bound(bound) => bound.open(step).map(|new| (new, new.then_some(step))),
+            Carrier::Steered(steered) => steered.open(step),
+        }
+    }
+
+    /// True if the step was open.
+    fn close(&mut self, step: usize) -> bool {
+        match self {
+            Carrier::Bound(bound) => bound.close(step),
+            Carrier::Steered(steered) => steered.close(step),
+        }
+    }
+
+    fn inlet(&self, number: usize) -> Option<BorrowedFd<'_>> {
+        match self {
+            Carrier::Bound(bound) => bound.socket(number),
+            Carrier::Steered(steered) => steered.inlet(number),
+        }
+    }
+
+    /// Where a datagram arrived that came in by an inlet; none: at no port that this shard has open.
+    fn arrived(&self, inlet: usize, destination: Option<SocketAddr>) -> Option<LocalId> {
+        match self {
+            Carrier::Bound(bound) => Some(bound.local(inlet)),
+            Carrier::Steered(steered) => steered.arrived(destination?),
+        }
+    }
+
+    fn source(&self, local: LocalId) -> Option<u32> {
+        match self {
+            Carrier::Bound(bound) => bound.place(local),
+            Carrier::Steered(steered) => steered.source(local),
+        }
+    }
+
+    /// What sends for a source; none: it is not open.
+    fn outlet(&self, source: u32) -> Option<BorrowedFd<'_>> {
+        match self {
+            Carrier::Bound(bound) => bound.socket(source as usize),
+            Carrier::Steered(steered) => steered.outlet(source),
+        }
+    }
+
+    /// Whether a datagram may share a system call with others.
+    fn may_share(&self, waiting: &Waiting) -> bool {
+        match self {
+            Carrier::Bound(_) => true,
+            Carrier::Steered(steered) => steered.may_share(waiting),
+        }
+    }
+
+    /// Gives a datagram to a run for its outlet; false if it cannot be sent.
+    fn push(&self, run: &mut SendBatch, tag: u64, waiting: &Waiting, bytes: &[u8]) -> bool {
+        match self {
+            Carrier::Bound(_) => run.push(Some(waiting.to), tag, bytes),
+            Carrier::Steered(steered) => steered.push(run, tag, waiting, bytes),
+        }
+    }
+
+    /// Sends a datagram that its outlet does not take because of its length; false if that fails.
+    fn send_alone(&self, waiting: &Waiting, bytes: &[u8]) -> bool {
+        match self {
+            Carrier::Bound(_) => false,
+            Carrier::Steered(steered) => steered.send_alone(waiting, bytes).is_ok(),
+        }
+    }
+}
+
+/// One service address.
 #[derive(Debug)]
 struct Address {
     ip: IpAddr,
-    first: usize,
-    end: usize,
-    wish: Wish,
-    /// Up to here its ports are as wished.
+    /// The first endpoint on it.
+    endpoint: u16,
+    /// What is to become of its steps: open, or closed.
+    wish: bool,
+    steps: Range<usize>,
+    /// Up to here its steps are as wished.
     done: usize,
     /// When it may go on.
     not_before: Nanos,
@@ -94,7 +202,8 @@ struct Address {
 #[derive(Copy, Clone, Debug)]
 struct Waiting {
     tag: u64,
-    port: u32,
+    source: u32,
+    port: u16,
     to: SocketAddr,
     start: usize,
     len: usize,
@@ -103,88 +212,91 @@ struct Waiting {
 /// See the module's page.
 #[derive(Debug, Default)]
 pub struct MediaSockets {
-    ports: Vec<Port>,
+    carrier: Carrier,
     addresses: Vec<Address>,
-    /// By endpoint: its service address, if media leaves from it.
-    by_endpoint: Vec<Option<u16>>,
-    first_port: u16,
-    /// By service address and port less the first: where it is in `ports`.
-    places: Vec<Vec<u32>>,
+    /// Inlets to be read, each once: `marked` says which are in the list.
     ready: VecDeque<u32>,
-    /// Ports to be opened before all others.
+    marked: Vec<bool>,
+    /// Steps to be done before all others.
     urgent: VecDeque<u32>,
-    /// Ports that could not be bound, to be tried again.
+    /// Steps that failed, to be tried again.
     failed: Vec<u32>,
     retry_at: Nanos,
     quiet_until: Nanos,
+    /// How many ports are open.
     open: usize,
     queue: VecDeque<Waiting>,
     bytes: Vec<u8>,
     run: Option<SendBatch>,
 }
 
-/// No such port.
-const NONE: u32 = u32::MAX;
-
 impl MediaSockets {
-    /// Ports as planned, none of them open; without a plan there are none.
+    /// Ports as planned, a socket each, none of them open; without a plan there are none.
     pub fn new(plan: Option<&MediaPlan>) -> MediaSockets {
         let Some(plan) = plan else { return MediaSockets::default() };
-        let mut all = MediaSockets {
-            first_port: plan.ports.first,
+        MediaSockets::over(Carrier::Bound(Bound::new(plan)), plan)
+    }
+
+    /// Ports as planned, reached by steering, on no address yet. The sockets ask for `buffers`.
+    ///
+    /// # Errors
+    /// See [`SteerError`].
+    pub fn steered(
+        plan: &MediaPlan,
+        steering: Arc<Steering>,
+        buffers: Buffers,
+    ) -> Result<MediaSockets, SteerError> {
+        let steered = Steered::new(plan, steering, buffers)?;
+        Ok(MediaSockets::over(Carrier::Steered(steered), plan))
+    }
+
+    fn over(carrier: Carrier, plan: &MediaPlan) -> MediaSockets {
+        let address = |((ip, endpoint), number): (&(IpAddr, u16), u16)| {
+            let steps = carrier.steps(number);
+            let (ip, endpoint) = (*ip, *endpoint);
+            Address { ip, endpoint, wish: false, done: steps.end, steps, not_before: Nanos::ZERO }
+        };
+        let addresses = plan.addresses.iter().zip(0..).map(address).collect();
+        MediaSockets {
+            addresses,
+            carrier,
             run: Some(SendBatch::new(RUN, RUN_BYTES, false)),
             retry_at: Nanos::MAX,
             ..MediaSockets::default()
-        };
-        let width = usize::from(plan.ports.last - plan.ports.first) + 1;
-        for ((ip, endpoint), number) in plan.addresses.iter().zip(0_u16..) {
-            let (first, mut places) = (all.ports.len(), vec![NONE; width]);
-            for port in plan.ports_of(number) {
-                places[usize::from(port - plan.ports.first)] = all.ports.len() as u32;
-                let local = LocalId::media(*endpoint, port);
-                all.ports.push(Port { local, address: number, socket: None, ready: false });
-            }
-            let end = all.ports.len();
-            let (wish, not_before) = (Wish::Closed, Nanos::ZERO);
-            all.addresses.push(Address { ip: *ip, first, end, wish, done: end, not_before });
-            all.places.push(places);
-            let endpoints = usize::from(*endpoint) + 1;
-            all.by_endpoint.resize(all.by_endpoint.len().max(endpoints), None);
-            all.by_endpoint[usize::from(*endpoint)] = Some(number);
         }
-        all
     }
 
     /// How many ports are open, of how many that this shard has on the addresses that are held.
     pub fn opened(&self) -> (usize, usize) {
-        let wanted = self.addresses.iter().filter(|a| a.wish == Wish::Open).map(|a| a.end - a.first).sum();
+        let held = self.addresses.iter().filter(|address| address.wish);
+        let wanted =
+            held.flat_map(|address| address.steps.clone()).map(|step| self.carrier.weight(step)).sum();
         (self.open, wanted)
     }
 
     /// Wants the ports of service address number `number` open from `at` on, those first that are in use: calls wait for
     /// them.
     pub fn open_all(&mut self, number: u16, at: Nanos, in_use: impl Fn(LocalId) -> bool) {
-        if let Some(places) = self.wish(number, Wish::Open, at) {
-            self.urgent
-                .extend(places.filter(|place| in_use(self.ports[*place].local)).map(|place| place as u32));
-        }
+        let Some(steps) = self.wish(number, true, at) else { return };
+        let first = steps.filter(|step| self.carrier.port_of(*step).is_some_and(&in_use));
+        self.urgent.extend(first.map(|step| step as u32));
     }
 
     /// Wants the ports of service address number `number` closed from `at` on.
     pub fn close_all(&mut self, number: u16, at: Nanos) {
-        self.wish(number, Wish::Closed, at);
+        self.wish(number, false, at);
     }
 
-    /// Notes what is to become of the ports of an address; which they are, if that is news.
-    fn wish(&mut self, number: u16, wish: Wish, at: Nanos) -> Option<Range<usize>> {
+    /// Notes what is to become of the ports of an address; its steps, if that is news.
+    fn wish(&mut self, number: u16, wish: bool, at: Nanos) -> Option<Range<usize>> {
         let address = self.addresses.get_mut(usize::from(number)).filter(|address| address.wish != wish)?;
-        (address.wish, address.done, address.not_before) = (wish, address.first, at);
-        Some(address.first..address.end)
+        (address.wish, address.done, address.not_before) = (wish, address.steps.start, at);
+        Some(address.steps.clone())
     }
 
     /// When there is something to open or close; [`Nanos::MAX`]: nothing.
     pub fn due(&self) -> Nanos {
-        let waiting = self.addresses.iter().filter(|a| a.done < a.end).map(|a| a.not_before);
+        let waiting = self.addresses.iter().filter(|a| a.done < a.steps.end).map(|a| a.not_before);
         let again = if self.failed.is_empty() { Nanos::MAX } else { self.retry_at };
         waiting.min().unwrap_or(Nanos::MAX).min(again)
     }
@@ -202,15 +314,14 @@ impl MediaSockets {
     ) -> io::Result<()> {
         if !self.failed.is_empty() && self.retry_at <= now {
             self.retry_at = Nanos::MAX;
-            for place in std::mem::take(&mut self.failed) {
-                let address = self.ports[place as usize].address;
-                if self.addresses[usize::from(address)].wish == Wish::Open {
-                    self.open(now, place as usize, registry)?;
+            for step in std::mem::take(&mut self.failed) {
+                if self.address(step as usize).wish {
+                    self.open(now, step as usize, registry)?;
                 }
             }
         }
-        while let Some(place) = self.urgent.front().map(|place| *place as usize) {
-            let Address { wish, not_before, .. } = self.addresses[usize::from(self.ports[place].address)];
+        while let Some(step) = self.urgent.front().map(|step| *step as usize) {
+            let Address { wish, not_before, .. } = *self.address(step);
             if not_before > now {
                 break;
             }
@@ -218,95 +329,123 @@ impl MediaSockets {
                 return Ok(());
             }
             self.urgent.pop_front();
-            if wish == Wish::Open {
-                self.open(now, place, registry)?;
+            if wish {
+                self.open(now, step, registry)?;
             }
         }
         for number in 0..self.addresses.len() {
-            let Address { end, wish, not_before, .. } = self.addresses[number];
+            let Address { wish, not_before, ref steps, .. } = self.addresses[number];
+            let end = steps.end;
             while self.addresses[number].done < end && not_before <= now {
                 if !go_on() {
                     return Ok(());
                 }
-                let place = self.addresses[number].done;
+                let step = self.addresses[number].done;
                 self.addresses[number].done += 1;
-                match wish {
-                    Wish::Open => self.open(now, place, registry)?,
-                    // Closing takes it out of the epoll instance too.
-                    Wish::Closed => self.open -= usize::from(self.ports[place].socket.take().is_some()),
+                if wish {
+                    self.open(now, step, registry)?;
+                } else if self.carrier.close(step) {
+                    self.open -= self.carrier.weight(step);
                 }
             }
         }
         Ok(())
     }
 
-    fn open(&mut self, now: Nanos, place: usize, registry: &Registry) -> io::Result<()> {
-        let port = &mut self.ports[place];
-        if port.socket.is_some() {
-            return Ok(());
-        }
-        let at = SocketAddr::new(self.addresses[usize::from(port.address)].ip, port.local.port);
-        match sys_socket::bind_early(at, true) {
-            Ok(socket) => {
-                let token = Token(FIRST_MEDIA + place);
-                registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::READABLE)?;
-                port.socket = Some(socket);
-                self.open += 1;
+    fn address(&self, step: usize) -> &Address {
+        &self.addresses[usize::from(self.carrier.address_of(step))]
+    }
+
+    fn open(&mut self, now: Nanos, step: usize, registry: &Registry) -> io::Result<()> {
+        match self.carrier.open(step) {
+            Ok((new, inlet)) => {
+                self.open += if new { self.carrier.weight(step) } else { 0 };
+                let Some((number, fd)) = inlet.and_then(|number| Some((number, self.carrier.inlet(number)?)))
+                else {
+                    return Ok(());
+                };
+                let token = Token(FIRST_MEDIA + number);
+                registry.register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)?;
+                self.marked.resize(self.marked.len().max(number + 1), false);
             }
             Err(error) => {
                 if now >= self.quiet_until {
                     self.quiet_until = now + COMPLAIN_EVERY;
-                    tracing::error!(%at, %error, "this media port cannot be opened, and calls that get it will have no media: stop the process that has it, or change TANDEM_MEDIA_PORTS; tried again");
+                    let ip = self.address(step).ip;
+                    let port = self.carrier.port_of(step).map(|local| local.port);
+                    tracing::error!(%ip, port, %error, "no media can be received there, and calls that get it will have none: stop the process that has the port, or change TANDEM_MEDIA_PORTS; tried again");
                 }
-                self.failed.push(place as u32);
-                self.retry_at = self.retry_at.min(now + BIND_AGAIN);
+                self.failed.push(step as u32);
+                self.retry_at = self.retry_at.min(now + OPEN_AGAIN);
             }
         }
         Ok(())
     }
 
-    /// The socket with this number is to be read.
+    /// The inlet with this number is to be read.
     pub fn mark(&mut self, number: usize) {
-        if let Some(port) = self.ports.get_mut(number)
-            && !std::mem::replace(&mut port.ready, true)
+        if let Some(marked) = self.marked.get_mut(number)
+            && !std::mem::replace(marked, true)
         {
             self.ready.push_back(number as u32);
         }
     }
 
-    /// How many sockets are to be read.
-    pub fn ready(&self) -> usize {
-        self.ready.len()
+    /// Whether something is to be read.
+    pub fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
     }
 
-    /// Reads the socket that has waited longest; where what came arrived, and how many datagrams that were.
-    pub fn recv(&mut self, batch: &mut RecvBatch) -> Option<(LocalId, usize)> {
-        let place = self.ready.pop_front()?;
-        let port = &mut self.ports[place as usize];
-        port.ready = false;
-        let Some(socket) = &port.socket else { return Some((port.local, 0)) };
-        let (local, received) = (port.local, batch.recv(socket.as_fd()));
+    /// How many datagrams are to be taken by one system call.
+    pub fn batch(&self) -> usize {
+        match self.carrier {
+            Carrier::Bound(_) => bound::BATCH,
+            Carrier::Steered(_) => steered::BATCH,
+        }
+    }
+
+    /// How often [`MediaSockets::recv`] is to be called in a turn.
+    pub fn reads(&self) -> usize {
+        match self.carrier {
+            Carrier::Bound(_) => bound::READS.min(self.ready.len()),
+            Carrier::Steered(_) => steered::READS * self.ready.len(),
+        }
+    }
+
+    /// Reads the inlet that has waited longest; which that was, and how many datagrams came.
+    pub fn recv(&mut self, batch: &mut RecvBatch) -> Option<(usize, usize)> {
+        let number = self.ready.pop_front()? as usize;
+        self.marked[number] = false;
+        let Some(inlet) = self.carrier.inlet(number) else { return Some((number, 0)) };
+        let received = batch.recv(inlet);
         let more = match &received {
             // A short batch means that it is dry: what comes later makes a new event.
             Ok(count) => *count == batch.capacity(),
             Err(error) => error.kind() != io::ErrorKind::WouldBlock,
         };
         if more {
-            self.mark(place as usize);
+            self.mark(number);
         }
-        Some((local, received.unwrap_or(0)))
+        Some((number, received.unwrap_or(0)))
     }
 
-    fn place(&self, local: LocalId) -> Option<u32> {
-        let address = (*self.by_endpoint.get(usize::from(local.endpoint))?)?;
-        let offset = local.port.checked_sub(self.first_port)?;
-        let place = *self.places[usize::from(address)].get(usize::from(offset))?;
-        (place != NONE).then_some(place)
+    /// Where a datagram arrived that came in by an inlet; none: at a port that this shard does not have open (any more).
+    pub fn arrived(&self, inlet: usize, destination: Option<SocketAddr>) -> Option<LocalId> {
+        self.carrier.arrived(inlet, destination)
+    }
+
+    /// How many datagrams the kernel dropped because too many waited. Sockets of single ports are not asked: there are
+    /// thousands, and each has room for seconds of a stream.
+    pub fn kernel_drops(&self) -> u64 {
+        match &self.carrier {
+            Carrier::Bound(_) => 0,
+            Carrier::Steered(steered) => steered.kernel_drops(),
+        }
     }
 
     /// Queues a datagram. `tag` must not be lower than the one before; see [`MediaSockets::first_unsent`].
     pub fn push(&mut self, tag: u64, local: LocalId, to: SocketAddr, bytes: &[u8], tally: &mut Tally) {
-        let Some(port) = self.place(local) else {
+        let Some(source) = self.carrier.source(local) else {
             tally.dropped.client_no_endpoint += 1;
             return;
         };
@@ -316,7 +455,17 @@ impl MediaSockets {
         }
         let start = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
-        self.queue.push_back(Waiting { tag, port, to, start, len: bytes.len() });
+        self.queue.push_back(Waiting { tag, source, port: local.port, to, start, len: bytes.len() });
+    }
+
+    /// Drops what waits to leave from the service address whose first endpoint is `endpoint`; how many datagrams that
+    /// were.
+    pub fn drop_waiting(&mut self, endpoint: u16) -> usize {
+        let address = self.addresses.iter().position(|address| address.endpoint == endpoint);
+        let Some(address) = address else { return 0 };
+        let (before, carrier) = (self.queue.len(), &self.carrier);
+        self.queue.retain(|waiting| usize::from(carrier.address_of(waiting.source as usize)) != address);
+        before - self.queue.len()
     }
 
     /// The tag of the oldest datagram that still waits.
@@ -324,27 +473,37 @@ impl MediaSockets {
         self.queue.front().map(|waiting| waiting.tag)
     }
 
-    /// Sends what is queued, while `may_release`, which is asked before each system call. Neighbours from one port share
+    /// Sends what is queued, while `may_release`, which is asked before each system call. Neighbours from one source share
     /// one.
     pub fn flush(&mut self, tally: &mut Tally, may_release: impl Fn() -> bool) {
         let Some(run) = &mut self.run else { return };
-        while let Some(Waiting { port, .. }) = self.queue.front().copied() {
+        let bytes = |waiting: &Waiting| &self.bytes[waiting.start..waiting.start + waiting.len];
+        while let Some(front) = self.queue.front() {
             if !may_release() {
                 tally.client_held += 1;
                 return;
             }
-            let same = self.queue.iter().take(RUN).take_while(|waiting| waiting.port == port).count();
-            let Some(socket) = &self.ports[port as usize].socket else {
-                self.queue.drain(..same);
-                tally.dropped.client_address_lost += same as u64;
+            let carrier = &self.carrier;
+            let share = |waiting: &&Waiting| waiting.source == front.source && carrier.may_share(waiting);
+            // None, if the front goes alone.
+            let same = self.queue.iter().take(RUN).take_while(share).count();
+            let Some(outlet) = carrier.outlet(front.source) else {
+                tally.dropped.client_address_lost += same.max(1) as u64;
+                self.queue.drain(..same.max(1));
                 continue;
             };
-            for waiting in self.queue.drain(..same) {
-                run.push(Some(waiting.to), 0, &self.bytes[waiting.start..waiting.start + waiting.len]);
+            let mut count = |sent: bool| match sent {
+                true => tally.media_sent += 1,
+                false => tally.dropped.client_send_failed += 1,
+            };
+            if same == 0 {
+                count(carrier.send_alone(front, bytes(front)));
             }
-            tally.media_sent += same as u64;
+            for (waiting, index) in self.queue.range(..same).zip(0..) {
+                count(carrier.push(run, index, waiting, bytes(waiting)));
+            }
             loop {
-                match run.send(socket.as_fd()) {
+                match run.send(outlet) {
                     Sent::All | Sent::Held => break,
                     Sent::Blocked => {
                         let dropped = run.clear() as u64;
@@ -352,13 +511,19 @@ impl MediaSockets {
                         tally.dropped.media_send_full += dropped;
                         break;
                     }
-                    Sent::Refused(_) => {
-                        tally.dropped.client_send_failed += 1;
-                        tally.media_sent -= 1;
+                    Sent::Refused(error) => {
+                        let refused = run.front_tag().and_then(|index| self.queue.get(index as usize));
+                        let too_long = error.raw_os_error() == Some(libc::EMSGSIZE);
+                        let sent = refused.filter(|_| too_long);
+                        if !sent.is_some_and(|waiting| carrier.send_alone(waiting, bytes(waiting))) {
+                            tally.dropped.client_send_failed += 1;
+                            tally.media_sent -= 1;
+                        }
                         run.skip();
                     }
                 }
             }
+            self.queue.drain(..same.max(1));
         }
         self.bytes.clear();
     }
@@ -367,130 +532,7 @@ impl MediaSockets {
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty()
     }
-
-    /// The descriptor of an open port.
-    pub fn fd(&self, local: LocalId) -> Option<RawFd> {
-        let place = self.place(local)?;
-        self.ports[place as usize].socket.as_ref().map(AsRawFd::as_raw_fd)
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use mio::{Events, Poll};
-    use std::cell::Cell;
-    use std::net::Ipv4Addr;
-    use std::time::{Duration, Instant};
-
-    const FIRST: u16 = 41_000;
-
-    fn plan(shards: u16, shard: u16, last: u16) -> MediaPlan {
-        let addresses: Vec<(IpAddr, u16)> =
-            vec![(Ipv4Addr::new(127, 77, 1, 1).into(), 0), (Ipv4Addr::new(127, 77, 1, 2).into(), 2)];
-        let ports = MediaPorts { first: FIRST, last, slots: 8, addresses: 2 };
-        MediaPlan { ports, addresses, shards, shard }
-    }
-
-    fn read(poll: &mut Poll, media: &mut MediaSockets) -> Vec<(LocalId, Vec<u8>, SocketAddr)> {
-        let (mut events, mut batch) = (Events::with_capacity(64), RecvBatch::new(2, 2_000));
-        let mut received = Vec::new();
-        let until = Instant::now() + Duration::from_millis(300);
-        while Instant::now() < until {
-            poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
-            events.iter().for_each(|event| media.mark(event.token().0 - FIRST_MEDIA));
-            while let Some((local, count)) = media.recv(&mut batch) {
-                for index in 0..count {
-                    let one = batch.get(index).unwrap();
-                    received.push((local, one.bytes.to_vec(), one.source.unwrap()));
-                }
-            }
-        }
-        received
-    }
-
-    #[test]
-    fn each_port_is_one_shards_and_all_are_somebodys() {
-        let mut seen = Vec::new();
-        for shard in 0..3 {
-            let media = MediaSockets::new(Some(&plan(3, shard, FIRST + 99)));
-            seen.extend(media.ports.iter().map(|port| (port.local.endpoint, port.local.port)));
-        }
-        seen.sort_unstable();
-        let share = plan(3, 0, FIRST + 99).ports.share_per_slot() * 2 * 4;
-        let expected: Vec<_> =
-            [0, 2].into_iter().flat_map(|e| (FIRST..FIRST + share).map(move |p| (e, p))).collect();
-        assert_eq!(seen, expected);
-        assert!(MediaSockets::new(None).place(LocalId::media(0, FIRST)).is_none());
-    }
-
-    #[test]
-    fn ports_open_a_few_at_a_time_carry_media_and_close() {
-        let mut poll = Poll::new().unwrap();
-        let mut media = MediaSockets::new(Some(&plan(1, 0, FIRST + 79)));
-        assert_eq!((media.due(), media.opened()), (Nanos::MAX, (0, 0)));
-        media.open_all(1, Nanos(5), |local| local.port == FIRST + 70);
-        assert_eq!(media.due(), Nanos(5));
-        let left = Cell::new(30);
-        let few = || left.replace(left.get() - 1) > 0;
-        media.settle(Nanos(4), poll.registry(), few).unwrap();
-        assert_eq!(media.opened(), (0, 80));
-        media.settle(Nanos(5), poll.registry(), few).unwrap();
-        assert_eq!((media.opened(), media.due()), ((30, 80), Nanos(5)));
-        assert!(media.fd(LocalId::media(2, FIRST + 70)).is_some(), "a call waits for it");
-        assert!(media.fd(LocalId::media(2, FIRST + 71)).is_none());
-        media.settle(Nanos(5), poll.registry(), || true).unwrap();
-        assert_eq!((media.opened(), media.due()), ((80, 80), Nanos::MAX));
-        assert!(media.fd(LocalId::media(0, FIRST)).is_none(), "an address that is not held");
-
-        let client = UdpSocket::bind("127.77.1.9:0").unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        let at = |port| SocketAddr::from((Ipv4Addr::new(127, 77, 1, 2), port));
-        for n in 0..5 {
-            client.send_to(&[n], at(FIRST + 7)).unwrap();
-        }
-        client.send_to(b"x", at(FIRST + 8)).unwrap();
-        let received = read(&mut poll, &mut media);
-        let me = client.local_addr().unwrap();
-        let of = |port| received.iter().filter(move |r| r.0 == LocalId::media(2, port)).collect::<Vec<_>>();
-        assert_eq!(of(FIRST + 7).len(), 5, "more than a batch: {received:?}");
-        assert!(received.iter().all(|(_, _, source)| *source == me) && of(FIRST + 8).len() == 1);
-
-        let mut tally = Tally::default();
-        for (tag, port) in [(1, 7), (2, 7), (3, 8)] {
-            media.push(tag, LocalId::media(2, FIRST + port), me, &[tag as u8], &mut tally);
-        }
-        media.push(4, LocalId::media(0, FIRST), me, b"lost", &mut tally);
-        media.push(5, LocalId::media(2, 1), me, b"nowhere", &mut tally);
-        media.flush(&mut tally, || false);
-        assert_eq!((media.first_unsent(), tally.client_held), (Some(1), 1));
-        media.flush(&mut tally, || true);
-        assert_eq!((media.first_unsent(), media.is_idle(), tally.media_sent), (None, true, 3));
-        assert_eq!((tally.dropped.client_address_lost, tally.dropped.client_no_endpoint), (1, 1));
-        for (byte, port) in [(1, 7), (2, 7), (3, 8)] {
-            let mut buffer = [0; 9];
-            assert_eq!(client.recv_from(&mut buffer).unwrap(), (1, at(FIRST + port)));
-            assert_eq!(buffer[0], byte);
-        }
-
-        media.close_all(1, Nanos(50));
-        assert_eq!(media.due(), Nanos(50));
-        media.settle(Nanos(50), poll.registry(), || true).unwrap();
-        assert_eq!((media.opened(), media.due()), ((0, 0), Nanos::MAX));
-    }
-
-    #[test]
-    fn a_port_that_somebody_has_is_tried_again() {
-        let poll = Poll::new().unwrap();
-        let stranger = UdpSocket::bind((Ipv4Addr::new(127, 77, 1, 1), FIRST + 201)).unwrap();
-        let mut plan = plan(1, 0, FIRST + 279);
-        plan.ports.first = FIRST + 200;
-        let mut media = MediaSockets::new(Some(&plan));
-        media.open_all(0, Nanos::ZERO, |_| false);
-        media.settle(Nanos::ZERO, poll.registry(), || true).unwrap();
-        assert_eq!((media.opened(), media.due()), ((79, 80), BIND_AGAIN));
-        drop(stranger);
-        media.settle(BIND_AGAIN, poll.registry(), || true).unwrap();
-        assert_eq!((media.opened(), media.due()), ((80, 80), Nanos::MAX));
-    }
-}
+mod tests;

@@ -30,13 +30,13 @@ use self::shape::service_ips;
 use super::addresses::{Addresses, Change};
 use super::cells::{NodeCells, ShardCell};
 use super::control_loop::{ControlEnd, ControlLoop, ControlParts, Holding};
-use super::media::MediaSockets;
 use super::multicast::Groups;
 use super::outgoing::Outgoing;
 use super::peer::Link;
 use super::records::Records;
 use super::reload::{self, Ask, Reloader, RouteSource};
 use super::shard_loop::{Handed, LINGER, Question, ShardLoop, ShardParts, WAKE};
+use super::steer::Steering;
 use super::sys_socket::{self, Buffers};
 use super::vote_file::VoteFile;
 use super::{sys_thread, sys_time};
@@ -161,6 +161,7 @@ impl RunningNode {
         let mut plan = Plan::new(settings, life, map_shape(settings)?);
         plan.check_files()?;
         plan.check_addresses()?;
+        plan.steering = sip::steering(settings)?;
         match settings.app {
             App::Echo => {
                 plan.start(&Echo { keys: KeyExtractor { rule: settings.key, seed: settings.hash_seed() } })
@@ -207,9 +208,7 @@ impl RunningNode {
                 Ok(End::Now) => return Ok(NodeEnd::Asked),
                 Ok(End::Thread(name, reason)) => return Err(NodeError::Thread { name, reason }),
                 Err(_) => {
-                    tracing::warn!(
-                        "not everything was handed over within TANDEM_DRAIN_WITHIN: the node ends"
-                    );
+                    tracing::warn!("not all was handed over within TANDEM_DRAIN_WITHIN: the node ends");
                     return Ok(NodeEnd::Asked);
                 }
             }
@@ -238,6 +237,7 @@ struct Plan<'a> {
     listening: Vec<NodeSet>,
     /// What the keepers of slots are told first, if the application has any.
     founding: Option<Arc<[u8]>>,
+    steering: Option<Arc<Steering>>,
 }
 
 impl Plan<'_> {
@@ -256,6 +256,7 @@ impl Plan<'_> {
             fanouts,
             listening,
             founding: None,
+            steering: None,
             shape,
         }
     }
@@ -328,7 +329,7 @@ impl Plan<'_> {
         }
         let sealer = Sealer::new(&settings.sealing_key(), settings.node, self.life.boot, 1 + shard);
         let mut outgoing = Outgoing::new(settings.service.len(), links, fanouts, sealer, cells.clone());
-        outgoing.media = MediaSockets::new(sip::media_plan(settings, shard).as_ref());
+        outgoing.media = sip::media(settings, shard, self.steering.as_ref(), self.buffers)?;
         outgoing.records = self.records()?;
         Ok(ShardParts {
             node: settings.node,

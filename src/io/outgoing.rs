@@ -109,8 +109,10 @@ impl Outgoing {
         self.closed_drops += socket.map_or(0, |socket| socket.kernel_drops());
     }
 
-    /// Drops the replies that wait for a service endpoint: somebody else may have said the same by now.
+    /// Drops the replies that wait for a service endpoint, and the media of its address if that is the address's first
+    /// endpoint: somebody else may have said the same by now.
     pub fn drop_waiting(&mut self, local: LocalId) {
+        self.tally.dropped.client_address_lost += self.media.drop_waiting(local.endpoint) as u64;
         if let Some(socket) = self.clients.get_mut(usize::from(local.endpoint)).and_then(Option::as_mut) {
             let dropped = socket.clear() as u64;
             self.tally.client_sent -= dropped;
@@ -148,7 +150,8 @@ impl Outgoing {
     pub fn read_tally(&mut self) -> Tally {
         let links = self.links.iter().map(|(_, link)| link.kernel_drops());
         let clients = self.clients.iter().flatten().map(ClientSocket::kernel_drops);
-        self.tally.dropped.kernel_receive_full = self.closed_drops + links.chain(clients).sum::<u64>();
+        self.tally.dropped.kernel_receive_full =
+            self.closed_drops + self.media.kernel_drops() + links.chain(clients).sum::<u64>();
         self.tally.clone()
     }
 }
@@ -203,6 +206,8 @@ impl Outbox for Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::media::MediaPorts;
+    use crate::io::media::MediaPlan;
     use crate::io::sys_socket::Buffers;
     use crate::types::Boot;
     use crate::wire::seal::ClusterKey;
@@ -268,6 +273,32 @@ mod tests {
         assert_eq!(client.recv(&mut [0; 9]).unwrap(), 5);
         let dropped = &outgoing.tally.dropped;
         assert_eq!((outgoing.tally.client_sent, dropped.client_address_lost), (1, 1));
+    }
+
+    #[test]
+    fn media_of_an_earlier_term_is_dropped_and_that_of_other_addresses_goes() {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = Endpoint::from(client.local_addr().unwrap());
+        let ports = MediaPorts { first: 41_300, last: 41_307, slots: 2, addresses: 2 };
+        let addresses = [1, 2].map(|last| ([127, 77, 2, last].into(), u16::from(last) * 2)).into();
+        let plan = MediaPlan { ports, addresses, shards: 1, shard: 0 };
+        let mut outgoing =
+            Outgoing { media: MediaSockets::new(Some(&plan)), ..outgoing(Vec::new(), Vec::new()) };
+        (0..2).for_each(|address| outgoing.media.open_all(address, Nanos::ZERO, |_| false));
+        let poll = Poll::new().unwrap();
+        outgoing.media.settle(Nanos::ZERO, poll.registry(), || true).unwrap();
+        for (endpoint, bytes) in [(2, b"old"), (4, b"its"), (2, b"old")] {
+            outgoing.client(Slot(0), LocalId::media(endpoint, 41_302), to, bytes);
+        }
+        assert_eq!(outgoing.send(Nanos::ZERO, || false), 0);
+        for endpoint in [0, 2, 3, 9] {
+            outgoing.drop_waiting(LocalId::endpoint(endpoint));
+        }
+        assert_eq!(outgoing.send(Nanos::ZERO, || false), 1, "the one before what still waits");
+        outgoing.client(Slot(0), LocalId::media(2, 41_302), to, b"newer");
+        assert_eq!(outgoing.send(Nanos::ZERO, || true), 3);
+        assert_eq!((client.recv(&mut [0; 9]).unwrap(), client.recv(&mut [0; 9]).unwrap()), (3, 5));
+        assert_eq!((outgoing.tally.media_sent, outgoing.tally.dropped.client_address_lost), (2, 2));
     }
 
     #[test]

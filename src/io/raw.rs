@@ -70,8 +70,10 @@ impl RawAddress {
     }
 }
 
-/// `CMSG_SPACE` of one `int`: a `cmsghdr` (16 bytes on 64-bit Linux) and 4 bytes, padded to 8.
-pub(super) const CONTROL_LEN: usize = 24;
+/// `CMSG_SPACE` of the longest message: a `cmsghdr` (16 bytes on 64-bit Linux) and a `sockaddr_in6`, padded to 8.
+pub(super) const CONTROL_LEN: usize = 48;
+/// `CMSG_SPACE` of one `int` or less.
+const SEGMENT_LEN: usize = 24;
 /// Bytes of `struct cmsghdr` on 64-bit Linux: `cmsg_len` (usize), `cmsg_level` and `cmsg_type` (int).
 const CONTROL_HEADER: usize = size_of::<usize>() + 8;
 const _: () = assert!(size_of::<usize>() == 8, "control messages are laid out here for 64-bit Linux");
@@ -92,7 +94,18 @@ impl Control {
         bytes[8..12].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
         bytes[12..16].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
         bytes[16..18].copy_from_slice(&size.to_ne_bytes());
-        (Control(bytes), CONTROL_LEN)
+        (Control(bytes), SEGMENT_LEN)
+    }
+
+    /// Where a datagram was sent to (`IP_ORIGDSTADDR`, `IPV6_ORIGDSTADDR`), if that is what the kernel wrote.
+    pub(super) fn read_destination(&self, written: usize) -> Option<SocketAddr> {
+        let int = |at: usize| self.0[at..at + 4].try_into().map(i32::from_ne_bytes).ok();
+        let known = [(libc::SOL_IP, libc::IP_ORIGDSTADDR), (libc::SOL_IPV6, libc::IPV6_ORIGDSTADDR)];
+        if written < CONTROL_HEADER || !known.contains(&(int(8)?, int(12)?)) {
+            return None;
+        }
+        let bytes = self.0[CONTROL_HEADER..][..V6_LEN].try_into().ok()?;
+        RawAddress { bytes }.read(written - CONTROL_HEADER)
     }
 
     /// The segment size of a `UDP_GRO` control message (an int), if that is what the kernel wrote.
@@ -132,6 +145,24 @@ mod tests {
         assert_eq!(gro.read_gro(len), Some(1_200));
         assert_eq!(gro.read_gro(CONTROL_HEADER), None);
         assert_eq!(Control::BLANK.read_gro(CONTROL_LEN), None);
+    }
+
+    #[test]
+    fn the_destination_is_read_in_both_families() {
+        for (text, level, kind) in [
+            ("10.9.8.7:20001", libc::SOL_IP, libc::IP_ORIGDSTADDR),
+            ("[fd99::1]:65535", libc::SOL_IPV6, libc::IPV6_ORIGDSTADDR),
+        ] {
+            let address: SocketAddr = text.parse().unwrap();
+            let (mut control, raw) = (Control::BLANK, RawAddress::new(address));
+            control.0[8..12].copy_from_slice(&level.to_ne_bytes());
+            control.0[12..16].copy_from_slice(&kind.to_ne_bytes());
+            control.0[16..16 + V6_LEN].copy_from_slice(&raw.bytes);
+            assert_eq!(control.read_destination(CONTROL_HEADER + raw.len()), Some(address));
+            assert_eq!(control.read_destination(CONTROL_HEADER + raw.len() - 1), None);
+            assert_eq!((control.read_destination(0), control.read_gro(CONTROL_LEN)), (None, None));
+        }
+        assert_eq!(Control::segment(1_200).0.read_destination(CONTROL_LEN), None);
     }
 
     #[test]

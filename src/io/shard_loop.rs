@@ -22,7 +22,7 @@ use self::held::Held;
 pub(super) use self::held::LINGER;
 use super::cells::{NodeCells, Notice};
 use super::client::ClientSocket;
-use super::media::{FIRST_MEDIA, MEDIA_BATCH};
+use super::media::FIRST_MEDIA;
 use super::outgoing::Outgoing;
 use super::peer::{Link, open_each};
 use super::sys_recv::RecvBatch;
@@ -244,7 +244,7 @@ impl<C: ShardCore> ShardLoop<C> {
             to_wake: vec![false; parts.rings.len()],
             pool: BytesMut::new(),
             client_batch: RecvBatch::new(parts.batch, MAX_PAYLOAD),
-            media_batch: RecvBatch::new(MEDIA_BATCH, MAX_PAYLOAD),
+            media_batch: RecvBatch::new(parts.outgoing.media.batch(), MAX_PAYLOAD),
             peer_batch: RecvBatch::new(PEER_BATCH, JOINED_LEN),
             answer: Vec::new(),
             settling_since: None,
@@ -280,7 +280,7 @@ impl<C: ShardCore> ShardLoop<C> {
     fn sleep(&mut self, events: &mut Events) -> io::Result<()> {
         let ring = &self.parts.rings[usize::from(self.parts.shard)];
         let media = &self.parts.outgoing.media;
-        let more = media.ready() > 0 || media.due() <= sys_time::mono();
+        let more = media.is_ready() || media.due() <= sys_time::mono();
         let busy = more || self.sockets.iter().any(|watched| watched.readable) || !ring.is_empty();
         if !busy {
             self.parts.cells.shards[usize::from(self.parts.shard)].park();

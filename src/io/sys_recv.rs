@@ -26,6 +26,8 @@ pub(super) fn blank_vector() -> libc::iovec {
 pub struct Received<'a> {
     /// Where it came from; `None` if the kernel named no IP address.
     pub source: Option<SocketAddr>,
+    /// Where it was sent to, on a socket that asks ([`super::sys_socket::tell_destination`]).
+    pub destination: Option<SocketAddr>,
     /// Its bytes.
     pub bytes: &'a mut [u8],
     /// The length of each joined datagram but the last, which may be shorter; the whole length if not joined.
@@ -119,6 +121,7 @@ impl RecvBatch {
         let control_len = header.msg_hdr.msg_controllen;
         Some(Received {
             source: self.names[index].read(name_len),
+            destination: self.controls[index].read_destination(control_len),
             segment: self.controls[index].read_gro(control_len).unwrap_or(len),
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
             bytes: &mut self.bytes[start..start + len],

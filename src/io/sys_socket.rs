@@ -3,9 +3,9 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// The buffer sizes of a socket in bytes: asked for, or granted (payload and bookkeeping; `socket(7)`: the kernel
 /// doubles what is asked).
@@ -51,6 +51,38 @@ fn bind_to(address: SocketAddr, shared: bool, early: bool) -> io::Result<UdpSock
 /// Whether this machine has the address: without it nothing can be sent from there.
 pub fn is_here(address: IpAddr) -> bool {
     bind(SocketAddr::new(address, 0), false).is_ok()
+}
+
+/// Opens a non-blocking raw socket that sends IP packets with the headers they are given (`IPPROTO_RAW`, `raw(7)`) and
+/// receives nothing. They are routed as packets from `source`, which no interface needs to have yet.
+///
+/// # Errors
+/// `PermissionDenied` without CAP_NET_RAW.
+pub fn raw_sender(source: IpAddr) -> io::Result<OwnedFd> {
+    let source = SocketAddr::new(source, 0);
+    let protocol = Protocol::from(libc::IPPROTO_RAW);
+    let socket = Socket::new(Domain::for_address(source), Type::RAW, Some(protocol))?;
+    socket.set_nonblocking(true)?;
+    if source.is_ipv6() {
+        socket.set_freebind_v6(true)?
+    } else {
+        socket.set_freebind_v4(true)?
+    }
+    socket.bind(&source.into())?;
+    Ok(socket.into())
+}
+
+/// Makes the kernel say of each datagram where it was sent to: address and port (`IP_RECVORIGDSTADDR`, `ip(7)`, and its
+/// like for IPv6).
+///
+/// # Errors
+/// From `setsockopt(2)`.
+pub fn tell_destination(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
+    if v6 {
+        set_int(socket, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR, 1)
+    } else {
+        set_int(socket, libc::SOL_IP, libc::IP_RECVORIGDSTADDR, 1)
+    }
 }
 
 /// Fails if any socket is bound to `address`, also one that would share it: `SO_REUSEPORT` would otherwise
@@ -238,6 +270,21 @@ mod tests {
         std::thread::sleep(Duration::from_millis(5));
         assert_eq!(take_error(socket.as_fd()).unwrap().kind(), io::ErrorKind::ConnectionRefused);
         assert!(take_error(socket.as_fd()).is_none());
+    }
+
+    #[test]
+    fn a_destination_is_told_with_its_port() {
+        for any in ["0.0.0.0:0", "[::]:0"] {
+            let socket = bind(any.parse().unwrap(), false).unwrap();
+            let at = socket.local_addr().unwrap();
+            tell_destination(socket.as_fd(), at.is_ipv6()).unwrap();
+            let here = if at.is_ipv6() { "::1" } else { "127.7.7.7" };
+            let here = SocketAddr::new(here.parse().unwrap(), at.port());
+            bind(SocketAddr::new(at.ip(), 0), false).unwrap().send_to(b"x", here).unwrap();
+            let mut batch = crate::io::sys_recv::RecvBatch::new(1, 9);
+            assert_eq!(batch.recv(socket.as_fd()).unwrap(), 1);
+            assert_eq!(batch.get(0).unwrap().destination, Some(here));
+        }
     }
 
     #[test]

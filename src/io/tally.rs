@@ -59,6 +59,8 @@ pub struct Dropped {
     pub client_too_long: u64,
     /// From a client: belonging to no call.
     pub client_no_call: u64,
+    /// From a client: steered to a media port that this shard does not have, or has lost with its service address.
+    pub media_not_held: u64,
     /// From a client: refused by the slot's owner side (not the owner, window full, no commit set).
     pub client_refused: u64,
     /// From a client: the ring to the shard that has its slot was full.

@@ -34,7 +34,7 @@ pub struct MediaPorts {
 
 impl MediaPorts {
     /// The pairs of the range on one address.
-    fn pairs(&self) -> u16 {
+    pub fn pairs(&self) -> u16 {
         let first = u32::from(self.first).next_multiple_of(2);
         ((u32::from(self.last) + 1).saturating_sub(first) / 2) as u16
     }

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 
 use super::error::{CONTROL, NodeError, SERVICE, SHARD};
 use super::{Plan, sip, system};
-use crate::config::Node;
+use crate::config::{MediaSteer, Node};
 use crate::io::{sys_socket, sys_thread};
 
 /// Files that a node holds besides its sockets: standard ones, the log, signals, and some air.
@@ -23,11 +23,14 @@ impl Plan<'_> {
         let records = u64::from(settings.cdr.is_some());
         let shard = FILES_A_THREAD + links + multicast + records + settings.service.len() as u64;
         let control = FILES_A_THREAD + links + 1;
-        let needed = OTHER_FILES + control + shard * u64::from(settings.shards);
+        let (steered, media) = match settings.media_steer {
+            MediaSteer::On => (sip::media_sockets(settings), 0),
+            MediaSteer::Off => (0, sip::media_sockets(settings)),
+        };
+        let needed = OTHER_FILES + control + shard * u64::from(settings.shards) + steered;
         if limit < needed {
             return Err(NodeError::OpenFiles { needed, limit });
         }
-        let media = sip::media_sockets(settings);
         if limit >= needed + media {
             return Ok(());
         }

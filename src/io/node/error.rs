@@ -83,6 +83,9 @@ pub enum NodeError {
     /// Where calls go.
     #[error(transparent)]
     Routes(#[from] crate::io::reload::RoutesError),
+    /// Media cannot be steered.
+    #[error(transparent)]
+    Steer(#[from] crate::io::steer::SteerError),
     /// The settings make no cluster map.
     #[error(transparent)]
     Map(#[from] MapError),

@@ -1,13 +1,16 @@
 //! What the SIP application is told of the settings, and what it needs of the node.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::app::media::{Ice, MediaPorts};
 use crate::app::sip::Sip;
 use crate::app::sip::config::{MediaConfig, ServiceEndpoint, SessionTimer, SipConfig};
-use crate::config::{self, App, Settings};
+use crate::config::{self, App, MediaSteer, Settings};
 use crate::engine::AdmissionLimits;
-use crate::io::media::MediaPlan;
+use crate::io::media::{MediaPlan, MediaSockets};
+use crate::io::steer::{SteerError, Steering};
+use crate::io::sys_socket::Buffers;
 use crate::types::Nanos;
 
 /// How long after a description a source is believed that it did not name: parties behind NAT.
@@ -37,7 +40,7 @@ fn has_media(settings: &Settings) -> bool {
 }
 
 /// The media ports of a shard, if the application has any.
-pub(super) fn media_plan(settings: &Settings, shard: u16) -> Option<MediaPlan> {
+fn media_plan(settings: &Settings, shard: u16) -> Option<MediaPlan> {
     let plan = || MediaPlan {
         ports: ports(settings),
         addresses: addresses(settings),
@@ -47,10 +50,36 @@ pub(super) fn media_plan(settings: &Settings, shard: u16) -> Option<MediaPlan> {
     has_media(settings).then(plan)
 }
 
+/// The program that steers media, if there is media and it is to be steered.
+pub(super) fn steering(settings: &Settings) -> Result<Option<Arc<Steering>>, SteerError> {
+    let plan = media_plan(settings, 0).filter(|_| settings.media_steer == MediaSteer::On);
+    plan.map(|plan| Steering::start(&plan).map(Arc::new)).transpose()
+}
+
+/// The media ports of a shard, none of them open.
+pub(super) fn media(
+    settings: &Settings,
+    shard: u16,
+    steering: Option<&Arc<Steering>>,
+    buffers: Buffers,
+) -> Result<MediaSockets, SteerError> {
+    match (media_plan(settings, shard), steering) {
+        (Some(plan), Some(steering)) => MediaSockets::steered(&plan, steering.clone(), buffers),
+        (plan, _) => Ok(MediaSockets::new(plan.as_ref())),
+    }
+}
+
 /// How many media sockets a node has that holds every service address.
 pub(super) fn media_sockets(settings: &Settings) -> u64 {
     let pairs = u64::from(ports(settings).share_per_slot()) * u64::from(settings.slots);
-    if has_media(settings) { pairs * 2 } else { 0 }
+    if !has_media(settings) {
+        return 0;
+    }
+    match settings.media_steer {
+        MediaSteer::Off => pairs * 2,
+        // A raw socket for each address, one to receive for each family, and one that comes and goes.
+        MediaSteer::On => (addresses(settings).len() as u64 + 3) * u64::from(settings.shards),
+    }
 }
 
 /// The application.
@@ -100,6 +129,8 @@ mod tests {
         assert_eq!(plan.addresses, [([127, 0, 0, 9].into(), 0), ([127, 0, 0, 8].into(), 1)]);
         assert_eq!((sip.slots, plan.ports.share_per_slot(), media_sockets(&sip)), (16, 62, 16 * 62 * 2));
         assert_eq!(admission(&sip).cps, 5);
+        let steered = Settings::from_pairs(&[&pairs[..], &[("APP", "sip"), ("MEDIA_STEER", "on")]].concat());
+        assert_eq!(media_sockets(&steered.unwrap()), 2 * 5);
         let config = app(&sip).config().clone();
         assert_eq!(config.endpoints.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>(), [0, 1, 0]);
     }

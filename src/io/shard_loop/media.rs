@@ -10,8 +10,6 @@ use crate::types::{CallKey, Nanos, Now};
 
 /// How long a turn opens or closes ports.
 const SETTLE_FOR: Nanos = Nanos::from_micros(500);
-/// Media ports that a turn reads.
-const PORTS_A_TURN: usize = 256;
 
 impl<C: ShardCore> ShardLoop<C> {
     /// Opens and closes some of the media ports that are to be, after all service endpoints: signalling comes first.
@@ -36,11 +34,18 @@ impl<C: ShardCore> ShardLoop<C> {
 
     /// Reads media ports that have something.
     pub(super) fn receive_media(&mut self, now: Now) {
-        for _ in 0..PORTS_A_TURN.min(self.parts.outgoing.media.ready()) {
-            let Some((local, count)) = self.parts.outgoing.media.recv(&mut self.media_batch) else { return };
+        for _ in 0..self.parts.outgoing.media.reads() {
+            let Some((inlet, count)) = self.parts.outgoing.media.recv(&mut self.media_batch) else { return };
             self.parts.outgoing.tally.media_received += count as u64;
             for datagram in 0..count {
-                self.take_client(now, local, datagram, Batch::Media);
+                let Some(received) = self.media_batch.get(datagram) else { return };
+                match self.parts.outgoing.media.arrived(inlet, received.destination) {
+                    Some(local) => self.take_client(now, local, datagram, Batch::Media),
+                    None => {
+                        self.parts.outgoing.tally.client_received += 1;
+                        self.parts.outgoing.tally.dropped.media_not_held += 1;
+                    }
+                }
             }
         }
     }
