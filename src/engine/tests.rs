@@ -9,6 +9,7 @@ use crate::types::{Boot, CallKey, Endpoint, HostId, LocalId, Nanos, NodeId, Node
 use std::sync::Arc;
 
 mod admission;
+mod early;
 mod faults;
 mod rules;
 mod takeover;

@@ -123,9 +123,11 @@ mod tests {
     use super::*;
     use std::time::{Duration, Instant};
 
-    /// A disk whose outcomes the test decides, and what it was given.
-    fn disk() -> (VoteDisk, Sender<io::Result<()>>, Receiver<Vec<u8>>, Receiver<()>) {
-        let (decide, decided) = channel::unbounded::<io::Result<()>>();
+    type Outcomes = Sender<io::Result<()>>;
+
+    /// A disk whose outcomes the test decides, what it was given, and when it woke somebody.
+    fn disk() -> (VoteDisk, Outcomes, Receiver<Vec<u8>>, Receiver<()>) {
+        let (decide, decided) = channel::unbounded();
         let (given, gives) = channel::unbounded();
         let (wakes, woken) = channel::unbounded();
         let save: Save = Box::new(move |state| {
