@@ -68,6 +68,8 @@ struct Rig {
     alone: Option<(u16, bool)>,
     /// Shards report that everything is as it should be.
     settled_reports: bool,
+    /// What disks are given does not become durable.
+    stuck_disks: bool,
 }
 
 impl Rig {
@@ -81,6 +83,7 @@ impl Rig {
             votes: vec![None; 3],
             alone: None,
             settled_reports: false,
+            stuck_disks: false,
         }
     }
 
@@ -120,7 +123,9 @@ impl Rig {
                 control.on_turn(now);
                 if let Some(votes) = control.take_votes() {
                     self.votes[from] = Some(votes);
-                    control.on_votes_saved();
+                    if !self.stuck_disks {
+                        control.on_votes_saved();
+                    }
                 }
                 let mut written = Written::default();
                 control.flush(now, &mut written);

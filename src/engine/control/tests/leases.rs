@@ -254,3 +254,21 @@ fn the_end_of_an_earlier_life_is_not_the_end_of_a_grant_to_a_later_one() {
     peer.delegate.stamp(now.mono);
     assert!(!voter.council.grant_is_over(now.mono, peer));
 }
+
+#[test]
+fn a_disk_that_does_not_answer_holds_up_votes_and_no_leases() {
+    let mut rig = formed();
+    rig.stuck_disks = true;
+    let before = rig.votes.clone();
+    // There is something to agree on: it is told of a life of node 3 that has ended.
+    let now = rig.now();
+    (1..=2).for_each(|node| rig.control(node).on_exit_notice(now, NodeId(3), Boot(10)));
+    rig.controls[2] = None;
+    assert_eq!(watch(&mut rig, 300), [1], "the lease is renewed all the time");
+    assert_ne!(rig.votes, before, "somebody has votes to save");
+    assert!((1..=2).all(|node| rig.control(node).map().version == 1), "and nobody hears of them");
+    rig.stuck_disks = false;
+    (1..=2).for_each(|node| rig.control(node).on_votes_saved());
+    assert_eq!(watch(&mut rig, 100), [1]);
+    assert!((1..=2).all(|node| rig.control(node).map().version > 1));
+}
