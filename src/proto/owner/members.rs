@@ -42,7 +42,7 @@ impl Owner {
             self.choose_master();
         }
         let tail = self.tail();
-        self.followers.iter_mut().for_each(|f| f.tell |= f.is_pending(tail) || tail > Position(0));
+        self.followers.iter_mut().for_each(|f| f.tell |= f.is_behind(tail) || tail > Position(0));
         self.update_stable();
         if self.tell_at == Nanos::MAX && self.followers.iter().any(|f| f.learner) {
             self.tell_at = Nanos::ZERO;
@@ -76,7 +76,7 @@ impl Owner {
         follower.retries = 0;
         if within {
             (follower.sent, follower.held) = (held, held);
-            follower.tell = follower.is_pending(tail);
+            follower.tell = follower.is_behind(tail);
         } else {
             follower.reset = true;
             self.demotions += 1;
@@ -95,11 +95,15 @@ impl Owner {
 }
 
 impl Follower {
-    /// Whether an answer of it is due: to the seal (it may hold what did not survive), to entries, or to what comes before
-    /// them. Where nothing has been logged yet, only learners are told to begin.
+    /// Whether an answer of it is due: to the seal (it may hold what did not survive), or as [`Follower::is_behind`].
     pub(super) fn is_pending(&self, tail: Position) -> bool {
-        let starts = !self.started && (tail > Position(0) || self.learner);
-        self.place.is_none() || self.held < self.sent || starts
+        self.place.is_none() || self.is_behind(tail)
+    }
+
+    /// Whether an answer of it is due to entries, or to what comes before them. Where nothing has been logged yet, only
+    /// learners are told to begin.
+    pub(super) fn is_behind(&self, tail: Position) -> bool {
+        self.held < self.sent || !self.started && (tail > Position(0) || self.learner)
     }
 
     /// It counts, has installed the term, and holds everything up to `position`.

@@ -142,7 +142,7 @@ impl Owner {
         if trusted {
             self.hedges = 0;
             follower.sent = follower.held;
-            follower.tell |= follower.told != (self.released, self.stable) || follower.is_pending(tail);
+            follower.tell |= follower.told != (self.released, self.stable) || follower.is_behind(tail);
         }
         if !self.followers[self.master].may_lead() {
             self.choose_master();
