@@ -175,8 +175,8 @@ impl Attempt {
     }
 }
 
-/// Brings calls into every phase, kills the engine of the node that `victim` names, and lets them go on.
-fn survive(victim: fn(&Local) -> u16) {
+/// Brings calls into every phase, kills the engine of the node that `victim` names, and lets them go on. `own`: settings.
+fn survive(victim: fn(&Local) -> u16, own: &[&str]) {
     let parties = || PHASES.iter().flat_map(|phase| (0..CALLS).map(move |n| (*phase, n)));
     let mut all: Vec<(String, Phase, Party)> =
         parties().map(|(phase, n)| (format!("{phase:?}{n}").to_lowercase(), phase, Party::new())).collect();
@@ -184,6 +184,7 @@ fn survive(victim: fn(&Local) -> u16) {
     let cdr = folder.join("cdr");
     let mut args: Vec<String> = ["--app", "sip", "--shards", "1", "--cdr"].map(String::from).into();
     args.push(cdr.display().to_string());
+    args.extend(own.iter().map(|word| (*word).to_owned()));
     for (id, _, bob) in &all {
         args.extend(["--route".to_owned(), format!("user:{id}={}", bob.at())]);
     }
@@ -220,22 +221,29 @@ fn survive(victim: fn(&Local) -> u16) {
     cluster.interrupt();
 }
 
+/// The node other than the owner that is master of most slots.
+fn master(cluster: &Local) -> u16 {
+    let (owner, mut found) = (owner(cluster), None);
+    harness::until(Duration::from_secs(10), || {
+        let all = cluster.nodes.masterships(owner);
+        found = all.into_iter().filter(|(id, n)| *id != owner && *n > 0).max_by_key(|(_, n)| *n);
+        found.is_some()
+    });
+    found.expect("a master that is not the owner").0
+}
+
 #[test]
 fn the_master_dies_in_every_phase() {
-    sandboxed("the_master_dies_in_every_phase", &[], Otherwise::RunHere, || {
-        survive(|cluster| {
-            let (owner, mut found) = (owner(cluster), None);
-            harness::until(Duration::from_secs(10), || {
-                let all = cluster.nodes.masterships(owner);
-                found = all.into_iter().filter(|(id, n)| *id != owner && *n > 0).max_by_key(|(_, n)| *n);
-                found.is_some()
-            });
-            found.expect("a master that is not the owner").0
-        });
-    });
+    sandboxed("the_master_dies_in_every_phase", &[], Otherwise::RunHere, || survive(master, &[]));
 }
 
 #[test]
 fn the_owner_dies_in_every_phase() {
-    sandboxed("the_owner_dies_in_every_phase", &[], Otherwise::RunHere, || survive(owner));
+    sandboxed("the_owner_dies_in_every_phase", &[], Otherwise::RunHere, || survive(owner, &[]));
+}
+
+#[test]
+fn the_owner_dies_in_every_phase_of_calls_whose_media_is_steered() {
+    let name = "the_owner_dies_in_every_phase_of_calls_whose_media_is_steered";
+    sandboxed(name, &[], Otherwise::Skip, || survive(owner, &["--media-steer", "on"]));
 }

@@ -78,8 +78,8 @@ fn routes(pairs: &[Pair]) -> String {
     text
 }
 
-/// A cluster on three hosts that carries calls by these routes.
-fn cluster(folder: &Folder, pairs: &[Pair]) -> Cluster {
+/// A cluster on three hosts that carries calls by these routes; `steer`: TANDEM_MEDIA_STEER.
+fn cluster(folder: &Folder, pairs: &[Pair], steer: &str) -> Cluster {
     sh(&format!("ip addr add {CALLEE}/24 dev br0"));
     let file = folder.join("routes");
     std::fs::write(&file, routes(pairs)).unwrap();
@@ -91,6 +91,7 @@ fn cluster(folder: &Folder, pairs: &[Pair]) -> Cluster {
             ("SLOTS", "128"),
             ("ROUTES", &file),
             ("MEDIA_PORTS", "30000-33999"),
+            ("MEDIA_STEER", steer),
             ("CDR", "/run/cdr.jsonl"),
         ],
     )
@@ -121,7 +122,7 @@ fn every_scenario_ends_as_it_does_without_a_proxy() {
         let names = names.map(|(name, _)| name.to_owned()).filter(|name| name != "long_rtp_60s");
         let pairs: Vec<Pair> = (0..).zip(names).map(|(number, name)| Pair { name, number }).collect();
         assert!(pairs.len() >= 13, "{}", pairs.len());
-        let cluster = cluster(&folder, &pairs);
+        let cluster = cluster(&folder, &pairs, "off");
         let callees: Vec<Process> = pairs.iter().map(|pair| pair.callee(&folder.0, 3, 60)).collect();
         sleep(Duration::from_millis(300));
         let callers: Vec<Process> =
@@ -189,72 +190,79 @@ fn percentile(of: &mut [f64], share: f64) -> f64 {
     of[((of.len() - 1) as f64 * share) as usize]
 }
 
-/// Calls with media both ways, `CALLS` of them; the master of most dies, later the owner.
 #[test]
 fn calls_outlive_their_master_and_their_owner() {
-    let name = "calls_outlive_their_master_and_their_owner";
-    if scenarios().is_none() {
-        return loud(&format!("{name}: no shared scenarios"));
-    }
-    sandboxed(name, &["ip", "nft", "sipp", "dumpcap"], Otherwise::Skip, || {
-        let calls: usize = std::env::var("CALLS").map_or(60, |calls| calls.parse().unwrap());
-        let (_bridge, folder) = (Bridge::new(3), Folder::new());
-        copied(&scenarios().unwrap(), &folder);
-        let pairs = [Pair { name: "rtpstream_own_ports".into(), number: 0 }];
-        let cluster = cluster(&folder, &pairs);
-        let file = folder.join("wire.pcap");
-        let mut dumpcap = Command::new("dumpcap");
-        dumpcap
-            .args(["-i", "br0", "-q", "-P", "-B", "64", "-f", "udp portrange 30000-33999", "-w"])
-            .arg(&file);
-        let dumpcap = Process::start(&mut dumpcap);
-        let ready = || std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0);
-        assert!(until(Duration::from_secs(20), ready), "no capture");
-        // Masterships go home some time after the start.
-        let home = until(Duration::from_secs(15), || master(&cluster).1 > 0);
-        assert!(home, "the owner is master of everything");
-        let callee = pairs[0].callee(&folder.0, calls, 120);
-        sleep(Duration::from_millis(500));
-        let caller = pairs[0].caller(&folder.0, cluster.service, calls, 20, 6_000);
-        let third = Duration::from_millis(calls as u64 * 50 / 3);
-        sleep(third + Duration::from_millis(1_500));
-        let (victim, slots) = master(&cluster);
-        cluster.nodes.kill_engine(victim);
-        sleep(Duration::from_secs(1));
-        // Two of three at once would be too many.
-        let whole = cluster.wait_until_whole();
-        cluster.nodes.kill_engine(cluster.owner());
-        println!(
-            "the master of {slots} slots was killed; whole {whole:?} after a second, the owner was killed"
-        );
-        for (side, process) in [("uac", caller), ("uas", callee)] {
-            let ended = process.finish(Duration::from_secs(110));
-            assert_eq!(failure(&pairs[0], side, &folder, &ended), None);
-        }
-        sh(&format!("kill -INT {}", dumpcap.pid()));
-        dumpcap.finish(Duration::from_secs(20));
+    calls_outlive("calls_outlive_their_master_and_their_owner", || master_and_owner_die("off"));
+}
 
-        let (inward, outward) = streams(&file, cluster.service);
-        assert_eq!(inward.len(), 2 * calls, "streams");
-        let (mut lost, mut gaps) = (0, Vec::new());
-        for (name, sent) in &inward {
-            let received = outward.get(name).unwrap_or_else(|| panic!("nothing came out of {name:08x?}"));
-            for (sequence, (_, bytes)) in received {
-                let (_, original) = sent.get(sequence).expect("a packet that was sent");
-                assert_eq!(bytes, original, "{name:08x?} {sequence} was altered");
-            }
-            lost += sent.len() - received.len();
-            gaps.push(gap(received));
+#[test]
+fn calls_whose_media_is_steered_outlive_their_master_and_their_owner() {
+    let name = "calls_whose_media_is_steered_outlive_their_master_and_their_owner";
+    calls_outlive(name, || master_and_owner_die("on"));
+}
+
+fn calls_outlive(name: &str, scenario: fn()) {
+    match scenarios() {
+        Some(_) => sandboxed(name, &["ip", "nft", "sipp", "dumpcap"], Otherwise::Skip, scenario),
+        None => loud(&format!("{name}: no shared scenarios")),
+    }
+}
+
+/// Calls with media both ways, `CALLS` of them; the master of most dies, later the owner.
+fn master_and_owner_die(steer: &str) {
+    let calls: usize = std::env::var("CALLS").map_or(60, |calls| calls.parse().unwrap());
+    let (_bridge, folder) = (Bridge::new(3), Folder::new());
+    copied(&scenarios().unwrap(), &folder);
+    let pairs = [Pair { name: "rtpstream_own_ports".into(), number: 0 }];
+    let cluster = cluster(&folder, &pairs, steer);
+    let file = folder.join("wire.pcap");
+    let mut dumpcap = Command::new("dumpcap");
+    dumpcap.args(["-i", "br0", "-q", "-P", "-B", "64", "-f", "udp portrange 30000-33999", "-w"]).arg(&file);
+    let dumpcap = Process::start(&mut dumpcap);
+    let ready = || std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0);
+    assert!(until(Duration::from_secs(20), ready), "no capture");
+    // Masterships go home some time after the start.
+    let home = until(Duration::from_secs(15), || master(&cluster).1 > 0);
+    assert!(home, "the owner is master of everything");
+    let callee = pairs[0].callee(&folder.0, calls, 120);
+    sleep(Duration::from_millis(500));
+    let caller = pairs[0].caller(&folder.0, cluster.service, calls, 20, 6_000);
+    let third = Duration::from_millis(calls as u64 * 50 / 3);
+    sleep(third + Duration::from_millis(1_500));
+    let (victim, slots) = master(&cluster);
+    cluster.nodes.kill_engine(victim);
+    sleep(Duration::from_secs(1));
+    // Two of three at once would be too many.
+    let whole = cluster.wait_until_whole();
+    cluster.nodes.kill_engine(cluster.owner());
+    println!("the master of {slots} slots was killed; whole {whole:?} after a second, the owner was killed");
+    for (side, process) in [("uac", caller), ("uas", callee)] {
+        let ended = process.finish(Duration::from_secs(110));
+        assert_eq!(failure(&pairs[0], side, &folder, &ended), None);
+    }
+    sh(&format!("kill -INT {}", dumpcap.pid()));
+    dumpcap.finish(Duration::from_secs(20));
+
+    let (inward, outward) = streams(&file, cluster.service);
+    assert_eq!(inward.len(), 2 * calls, "streams");
+    let (mut lost, mut gaps) = (0, Vec::new());
+    for (name, sent) in &inward {
+        let received = outward.get(name).unwrap_or_else(|| panic!("nothing came out of {name:08x?}"));
+        for (sequence, (_, bytes)) in received {
+            let (_, original) = sent.get(sequence).expect("a packet that was sent");
+            assert_eq!(bytes, original, "{name:08x?} {sequence} was altered");
         }
-        let packets: usize = inward.values().map(BTreeMap::len).sum();
-        println!(
-            "{calls} calls, {packets} RTP packets, {lost} lost; longest gap of a stream in ms: p50 {:.1}, p99 {:.1}, max {:.1}",
-            percentile(&mut gaps, 0.5),
-            percentile(&mut gaps, 0.99),
-            percentile(&mut gaps, 1.0),
-        );
-        cluster.wait_until_whole();
-        cluster.nodes.assert_agree(&[1, 2, 3]);
-        cluster.end();
-    });
+        lost += sent.len() - received.len();
+        gaps.push(gap(received));
+    }
+    let packets: usize = inward.values().map(BTreeMap::len).sum();
+    println!(
+        "{calls} calls, {packets} RTP packets, {lost} lost; longest gap of a stream in ms: p50 {:.1}, p99 {:.1}, max {:.1}",
+        percentile(&mut gaps, 0.5),
+        percentile(&mut gaps, 0.99),
+        percentile(&mut gaps, 1.0),
+    );
+    cluster.wait_until_whole();
+    cluster.nodes.assert_agree(&[1, 2, 3]);
+    cluster.end();
 }
