@@ -11,7 +11,7 @@ use crate::app::table::TableLimits;
 use crate::app::{CallApp, Inbound};
 use crate::engine::{Outbox, Shard, ShardConfig};
 use crate::proto::Safeguards;
-use crate::proto::map::{ClusterMap, MapMember, MapNode, MapShape, NodeState};
+use crate::proto::map::{ClusterMap, Group, MapMember, MapNode, MapShape, NodeState};
 use crate::types::{Boot, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot, Term};
 
 pub(super) const NODES: usize = 3;
@@ -285,21 +285,72 @@ impl Cluster {
         self.health = Health::Learning(node);
     }
 
+    /// Members that an owner has given up learn anew what the others hold; whether there are any.
+    fn teach_the_lost(&mut self, at: u64) -> bool {
+        let version = self.map.version;
+        let owners = (0..ADDRESSES).filter_map(|address| self.owner(address));
+        let reports = owners.filter_map(|owner| self.seats[owner].shard.as_ref()).map(Shard::report);
+        let lost: Vec<_> = reports.filter(|r| r.map == version).flat_map(|r| r.lost.clone()).collect();
+        let mut taught = None;
+        for (node, groups) in lost {
+            let given_up = |(at, _): &(usize, &mut Group)| groups.contains(*at);
+            for (_, group) in self.map.groups.iter_mut().enumerate().filter(given_up) {
+                let Some(member) = group.member(node).copied().filter(|_| group.members.len() > 1) else {
+                    continue;
+                };
+                group.past.push(group.members.clone());
+                group.members.retain(|member| member.node != node);
+                group.learners.push(MapMember { join: version + 1, ..member });
+                taught = Some(usize::from(node.0) - 1);
+            }
+        }
+        let Some(node) = taught else { return false };
+        if !matches!(self.health, Health::Short(_)) {
+            self.health = Health::Learning(node);
+        }
+        self.map.version += 1;
+        self.agree(at);
+        true
+    }
+
+    /// Makes learners members once all of them hold what they have to; whether it did.
+    fn promote(&mut self) -> bool {
+        let version = self.map.version;
+        let holds = |group: usize, learner: &MapMember| {
+            let shard = self.seats[usize::from(learner.node.0) - 1].shard.as_ref();
+            shard
+                .map(Shard::report)
+                .is_some_and(|report| report.map == version && report.synced.contains(group))
+        };
+        let groups = || self.map.groups.iter().enumerate();
+        let some = groups().any(|(_, group)| !group.learners.is_empty());
+        if !some || !groups().all(|(at, group)| group.learners.iter().all(|learner| holds(at, learner))) {
+            return false;
+        }
+        for group in self.map.groups.iter_mut().filter(|group| !group.learners.is_empty()) {
+            group.past.push(group.members.clone());
+            group.members.append(&mut group.learners);
+        }
+        true
+    }
+
     /// Looks whether the next map is due.
     pub(super) fn look(&mut self, at: u64) {
         let (version, groups) = (self.map.version, self.map.groups.len());
+        if self.teach_the_lost(at) {
+            return;
+        }
         match self.health {
-            Health::Learning(node) => {
-                let Some(shard) = &self.seats[node].shard else { return };
-                let report = shard.report();
-                if report.map != version || !(0..groups).all(|group| report.synced.contains(group)) {
+            Health::Learning(_) => {
+                if !self.promote() {
                     return;
                 }
-                for group in &mut self.map.groups {
-                    group.past.push(group.members.clone());
-                    group.members.append(&mut group.learners);
-                }
                 self.health = Health::Confirming;
+            }
+            Health::Short(_) => {
+                if !self.promote() {
+                    return;
+                }
             }
             Health::Confirming => {
                 let confirms = |address: u16| {
@@ -316,7 +367,7 @@ impl Cluster {
                 self.map.groups.iter_mut().for_each(|group| group.past.clear());
                 self.health = Health::Whole;
             }
-            Health::Whole | Health::Short(_) => return,
+            Health::Whole => return,
         }
         self.map.version += 1;
         self.agree(at);
