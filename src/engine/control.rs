@@ -10,7 +10,7 @@
 //! as those that both list are the same: so a cluster can grow.
 //!
 //! **What is agreed** (the cluster map, leases, promises) is `council`'s. What its voter has to remember comes from
-//! [`Control::take_votes`] and must be durable before [`Control::flush`] is called.
+//! [`Control::take_votes`]; the letters that follow from it leave once it is durable ([`Control::on_votes_saved`]).
 
 mod council;
 mod delegate;

@@ -249,7 +249,9 @@ impl<A: CallApp> Shard<A> {
         } else {
             let passed =
                 if here > there { self.forward(index, key, &packet) } else { Err(DropReason::NotOwner) };
-            passed.err().into_iter().for_each(|reason| self.counts.drop(reason));
+            if let Err(reason) = passed {
+                self.counts.drop(reason);
+            }
         }
     }
 

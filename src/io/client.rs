@@ -32,6 +32,7 @@ pub struct ClientSocket {
     blocked: bool,
     /// The machine does not have the address, and since when that is known.
     absent: Option<Nanos>,
+    /// Nothing is sent before then.
     look_at: Nanos,
 }
 
@@ -49,7 +50,7 @@ impl ClientSocket {
         let socket = sys_socket::bind_early(endpoint, true)?;
         let buffers = sys_socket::set_buffers(socket.as_fd(), buffers)?;
         let out = SendBatch::new(WIDTH, QUEUE_BYTES, false);
-        let (absent, look_at) = (None, Nanos::MAX);
+        let (absent, look_at) = (None, Nanos::ZERO);
         Ok((ClientSocket { local, socket, out, blocked: false, absent, look_at }, buffers))
     }
 
@@ -92,10 +93,10 @@ impl ClientSocket {
 
     /// Sends what is queued, as far as the kernel takes it and while `may_release`, which is asked before each batch.
     pub fn flush(&mut self, now: Nanos, tally: &mut Tally, may_release: impl Fn() -> bool) {
-        if self.absent.is_some() && now < self.look_at {
+        if now < self.look_at {
             return;
         }
-        self.look_at = Nanos::MAX;
+        self.look_at = Nanos::ZERO;
         self.blocked = loop {
             match self.out.send_while(self.socket.as_fd(), &may_release) {
                 Sent::All => {
@@ -128,13 +129,15 @@ impl ClientSocket {
             return false;
         }
         let waits = now.since(*self.absent.get_or_insert(now)) < ABSENT_FOR;
-        self.look_at = if waits { now + LOOK_AGAIN } else { Nanos::MAX };
+        if waits {
+            self.look_at = now + LOOK_AGAIN;
+        }
         waits
     }
 
-    /// When to [flush](ClientSocket::flush) again because the address may have come.
+    /// When to [flush](ClientSocket::flush) again because the address may have come; [`Nanos::MAX`]: it is there.
     pub fn due(&self) -> Nanos {
-        self.look_at
+        if self.look_at > Nanos::ZERO { self.look_at } else { Nanos::MAX }
     }
 
     /// The tag of the oldest reply that still waits: all before it were sent, or dropped and counted.
@@ -144,7 +147,7 @@ impl ClientSocket {
 
     /// Drops what is queued; returns how many replies that were.
     pub fn clear(&mut self) -> usize {
-        (self.blocked, self.absent, self.look_at) = (false, None, Nanos::MAX);
+        (self.blocked, self.absent, self.look_at) = (false, None, Nanos::ZERO);
         self.out.clear()
     }
 
@@ -215,9 +218,14 @@ mod tests {
         let later = began + ABSENT_FOR - Nanos(1);
         server.flush(later, &mut tally, || true);
         assert_eq!((server.due(), tally.dropped.client_send_failed), (later + LOOK_AGAIN, 0));
-        server.flush(server.due(), &mut tally, || true);
-        assert_eq!((server.first_unsent(), server.due()), (None, Nanos::MAX));
-        assert_eq!((tally.client_sent, tally.dropped.client_send_failed), (0, 1), "it did not come");
+        let last = server.due();
+        server.push(2, client.local_addr().unwrap(), b"reply", &mut tally);
+        // The lease is out after one of them.
+        let asked = std::cell::Cell::new(0);
+        server.flush(last, &mut tally, || asked.replace(asked.get() + 1) == 0);
+        assert_eq!((server.first_unsent(), server.due()), (Some(2), Nanos::MAX), "it did not come");
+        server.flush(last, &mut tally, || true);
+        assert_eq!((server.first_unsent(), tally.dropped.client_send_failed), (None, 2));
     }
 
     #[test]

@@ -347,8 +347,7 @@ impl<C: ControlCore> ControlLoop<C> {
     fn save(&mut self, state: Vec<u8>) -> io::Result<()> {
         if let Some(save) = self.save.take() {
             let cells = self.cells.clone();
-            let wake = Arc::new(move || cells.wake_control());
-            self.disk = Some(VoteDisk::start(save, wake, self.urgent)?);
+            self.disk = Some(VoteDisk::start(save, move || cells.wake_control(), self.urgent)?);
         }
         self.disk.as_mut().map_or(Ok(()), |disk| disk.save(state))
     }

@@ -2,7 +2,6 @@
 //! control's beats, and with them the leases, do not wait for it: only the votes do.
 
 use std::io;
-use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crossbeam::channel::{self, Receiver, Sender};
@@ -46,7 +45,7 @@ impl VoteDisk {
     ///
     /// # Errors
     /// From `pthread_create(3)`.
-    pub fn start(mut save: Save, wake: Arc<dyn Fn() + Send + Sync>, urgent: bool) -> io::Result<VoteDisk> {
+    pub fn start(mut save: Save, wake: impl Fn() + Send + 'static, urgent: bool) -> io::Result<VoteDisk> {
         let (states, to_save) = channel::bounded::<Vec<u8>>(1);
         let (said, outcomes) = channel::bounded(1);
         let work = move || {
@@ -134,7 +133,7 @@ mod tests {
             given.send(state.to_vec()).unwrap();
             decided.recv().unwrap()
         });
-        let wake = Arc::new(move || wakes.send(()).unwrap());
+        let wake = move || wakes.send(()).unwrap();
         (VoteDisk::start(save, wake, false).unwrap(), decide, gives, woken)
     }
 

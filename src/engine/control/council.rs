@@ -247,8 +247,7 @@ impl Council {
 
     fn take_decided(&mut self, now: Nanos, wall: Nanos, peers: &[Peer]) {
         // A majority has what several have decided; what one alone decides counts once that is durable.
-        let saved = self.unsaved.is_none();
-        if self.voter.as_ref().is_some_and(|voter| voter.is_alone() && (!saved || voter.is_dirty())) {
+        if self.voter.as_ref().is_some_and(Voter::is_alone) && !self.is_saved() {
             return;
         }
         while let Some(map) = self.voter.as_mut().and_then(Voter::take_decided) {
@@ -552,16 +551,21 @@ impl Council {
 
     /// Letters for other voters. What they say is durable.
     pub(super) fn take_letters(&mut self) -> Vec<(NodeId, Vec<u8>)> {
-        let saved = self.unsaved.is_none();
-        if let Some(voter) = self.voter.as_mut().filter(|voter| saved && !voter.is_dirty()) {
+        let saved = self.is_saved();
+        if let Some(voter) = self.voter.as_mut().filter(|_| saved) {
             voter.take_messages(|to, letter| self.letters.push((to, letter.to_vec())));
         }
         std::mem::take(&mut self.letters)
     }
 
+    /// Whether everything this voter has promised and accepted is durable.
+    fn is_saved(&self) -> bool {
+        self.unsaved.is_none() && !self.voter.as_ref().is_some_and(Voter::is_dirty)
+    }
+
     pub(super) fn take_votes(&mut self) -> Option<Vec<u8>> {
-        let saved = self.unsaved.is_none();
-        let voter = self.voter.as_mut().filter(|voter| saved && voter.is_dirty())?;
+        let idle = self.unsaved.is_none();
+        let voter = self.voter.as_mut().filter(|voter| idle && voter.is_dirty())?;
         let (mut bytes, mut letters) = (Vec::new(), Vec::new());
         voter.save(&mut bytes);
         // What it writes from now on may follow from more than this.

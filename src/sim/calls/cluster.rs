@@ -63,9 +63,9 @@ pub(super) enum Health {
     Whole,
     /// A node is dead.
     Short(usize),
-    /// It learns.
-    Learning(usize),
-    /// It is a member; the past ones are still needed.
+    /// Somebody learns.
+    Learning,
+    /// All are members; the past ones are still needed.
     Confirming,
 }
 
@@ -282,7 +282,7 @@ impl Cluster {
             group.learners.push(learner);
         }
         self.agree(at);
-        self.health = Health::Learning(node);
+        self.health = Health::Learning;
     }
 
     /// Members that an owner has given up learn anew what the others hold; whether there are any.
@@ -291,7 +291,7 @@ impl Cluster {
         let owners = (0..ADDRESSES).filter_map(|address| self.owner(address));
         let reports = owners.filter_map(|owner| self.seats[owner].shard.as_ref()).map(Shard::report);
         let lost: Vec<_> = reports.filter(|r| r.map == version).flat_map(|r| r.lost.clone()).collect();
-        let mut taught = None;
+        let mut taught = false;
         for (node, groups) in lost {
             let given_up = |(at, _): &(usize, &mut Group)| groups.contains(*at);
             for (_, group) in self.map.groups.iter_mut().enumerate().filter(given_up) {
@@ -301,12 +301,14 @@ impl Cluster {
                 group.past.push(group.members.clone());
                 group.members.retain(|member| member.node != node);
                 group.learners.push(MapMember { join: version + 1, ..member });
-                taught = Some(usize::from(node.0) - 1);
+                taught = true;
             }
         }
-        let Some(node) = taught else { return false };
+        if !taught {
+            return false;
+        }
         if !matches!(self.health, Health::Short(_)) {
-            self.health = Health::Learning(node);
+            self.health = Health::Learning;
         }
         self.map.version += 1;
         self.agree(at);
@@ -341,7 +343,7 @@ impl Cluster {
             return;
         }
         match self.health {
-            Health::Learning(_) => {
+            Health::Learning => {
                 if !self.promote() {
                     return;
                 }
