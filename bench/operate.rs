@@ -93,6 +93,7 @@ fn watch(settings: &Settings, node: NodeId, before: u64, killed: Instant) -> any
             bytes = taken;
             ended = Instant::now();
             began.get_or_insert(ended);
+            continue;
         }
         let asked = status::ask_all(settings, &status::addresses(settings), patience);
         let picture = Picture::new(settings, &asked.answers, None);

@@ -10,10 +10,16 @@ use crate::types::{Nanos, NodeId, Now, Position, Term};
 use crate::wire::frame::{self, Frame};
 use std::collections::VecDeque;
 
-/// Slots pulled at a time.
-const AT_A_TIME: usize = 8;
-/// Snapshots kept for learners that pull them.
-const MOST_GIVEN: usize = 64;
+/// Slots pulled at a time: small ones are paid for by the round trip, not by the byte.
+const AT_A_TIME: usize = 32;
+/// No further slot is begun with while so many bytes are asked for, or so many are to be held at once: large slots
+/// neither fill the receive buffer nor the memory. At a limited rate no more is held than comes in a second, so that
+/// each is asked for often enough for its donor to keep it.
+const MOST_FLYING: usize = 512 * 1024;
+const MOST_HELD: usize = 64 * 1024 * 1024;
+/// Snapshots kept for learners that pull them, and for how long after the last pull.
+const MOST_GIVEN: usize = 256;
+const GIVEN_FOR: Nanos = Nanos::from_secs(5);
 /// Bytes asked for at once.
 const PULL_ROOM: u32 = 48 * 1024;
 /// How long a piece may take before it is asked for again.
@@ -46,6 +52,8 @@ struct Given {
     lane: usize,
     position: u64,
     bytes: Vec<u8>,
+    /// When it was last asked for.
+    at: Nanos,
 }
 
 /// What is being caught up on, here and elsewhere.
@@ -61,6 +69,8 @@ pub(super) struct Resync {
     credit_at: Nanos,
     /// Counts attempts, so that they begin with different donors.
     attempts: usize,
+    /// The length of the last snapshot that came: what is to be expected of the next.
+    expected: u32,
 }
 
 impl Resync {
@@ -76,13 +86,25 @@ impl Resync {
 
     /// When [`Shard::resync`] has something to do.
     pub(super) fn due(&self) -> Nanos {
-        self.look_at.unwrap_or(Nanos::MAX)
+        let over = self.given.front().map_or(Nanos::MAX, |g| g.at + GIVEN_FOR);
+        self.look_at.unwrap_or(Nanos::MAX).min(over)
+    }
+
+    /// Whether another slot may be begun with at `rate` bytes a second (0: no limit).
+    fn has_room(&self, rate: u64) -> bool {
+        let most = if rate > 0 { MOST_HELD.min(rate as usize) } else { MOST_HELD };
+        let flying: usize =
+            self.pulling.iter().map(|p| (p.asked as usize).saturating_sub(p.bytes.len())).sum();
+        let expected = |p: &Pulling| if p.total > 0 { p.total } else { self.expected } as usize;
+        let held: usize = self.pulling.iter().map(expected).sum();
+        self.pulling.len() < AT_A_TIME && flying < MOST_FLYING && held < most
     }
 }
 
 impl<A: CallApp> Shard<A> {
     /// Goes on with what is being caught up on.
     pub(super) fn resync(&mut self, now: Now) {
+        self.resync.given.retain(|g| now.mono.since(g.at) < GIVEN_FOR);
         let rate = self.config.resync_rate;
         let elapsed = now.mono.since(self.resync.credit_at).min(Nanos::from_millis(50));
         self.resync.credit_at = now.mono;
@@ -113,7 +135,7 @@ impl<A: CallApp> Shard<A> {
             let busy = self.resync.pulling.iter().any(|p| p.index == index);
             let wants = self.slots[index].seat.as_ref().is_some_and(|s| s.log.wants_snapshot().is_some());
             if wants && !busy {
-                if self.resync.pulling.len() >= AT_A_TIME {
+                if !self.resync.has_room(self.config.resync_rate) {
                     return true;
                 }
                 if let Some(donor) = self.donor(index) {
@@ -154,10 +176,13 @@ impl<A: CallApp> Shard<A> {
     /// Asks for the next bytes of a snapshot, if the rate allows.
     fn pull(&mut self, now: Now, n: usize) {
         let slot = self.slot_at(self.resync.pulling[n].index);
-        let Resync { pulling, credit, .. } = &mut self.resync;
+        let Resync { pulling, credit, expected, .. } = &mut self.resync;
         let pulling = &mut pulling[n];
-        let left =
-            if pulling.total > 0 { pulling.total - pulling.asked.min(pulling.total) } else { PULL_ROOM };
+        let left = match pulling.total {
+            0 if *expected > 0 => *expected + *expected / 8,
+            0 => PULL_ROOM,
+            total => total - pulling.asked.min(total),
+        };
         let mut room = left.min(PULL_ROOM);
         if self.config.resync_rate > 0 {
             room = room.min(u32::try_from(*credit).unwrap_or(u32::MAX));
@@ -187,7 +212,7 @@ impl<A: CallApp> Shard<A> {
     }
 
     /// A learner asks for a part of a snapshot of a slot held here.
-    pub(super) fn on_pull(&mut self, lane: usize, pull: &frame::Pull) {
+    pub(super) fn on_pull(&mut self, now: Now, lane: usize, pull: &frame::Pull) {
         let seat = self.index(pull.slot.get()).and_then(|i| Some((i, self.slots[i].seat.as_ref()?)));
         let head = seat.and_then(|(i, seat)| Some((i, seat, seat.log.snapshot_head()?)));
         let fits = |head: &SnapshotHead| {
@@ -208,11 +233,18 @@ impl<A: CallApp> Shard<A> {
             if self.resync.given.len() >= MOST_GIVEN {
                 self.resync.given.pop_front();
             }
-            self.resync.given.push_back(Given { index, lane, position: head.position.0, bytes });
+            self.resync.given.push_back(Given {
+                index,
+                lane,
+                position: head.position.0,
+                bytes,
+                at: now.mono,
+            });
             self.counts.snapshots_given += 1;
             offset = 0;
         }
-        let Some(given) = self.resync.given.iter().find(|g| same(g)) else { return };
+        let Some(given) = self.resync.given.iter_mut().find(|g| same(g)) else { return };
+        given.at = now.mono;
         let end = given.bytes.len().min(offset.saturating_add(pull.room.get().min(PULL_ROOM) as usize));
         let piece = self.config.datagram_room.saturating_sub(64).max(256);
         while offset < end {
@@ -242,6 +274,7 @@ impl<A: CallApp> Shard<A> {
             }
             (pulling.position, pulling.total) = (chunk.position.get(), chunk.total.get());
             pulling.bytes.clear();
+            self.resync.expected = pulling.total;
         }
         if chunk.offset.get() as usize != pulling.bytes.len() {
             return;

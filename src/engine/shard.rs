@@ -489,7 +489,7 @@ impl<A: CallApp> Shard<A> {
             Frame::Forward(forward, payload) => self.on_forward(now, forward, payload),
             Frame::Deliver(deliver, payload) => self.on_deliver(lane, deliver, payload),
             Frame::DeliverAck(ack) => self.on_deliver_ack(now, lane, ack),
-            Frame::Pull(pull) => self.on_pull(lane, pull),
+            Frame::Pull(pull) => self.on_pull(now, lane, pull),
             Frame::Chunk(chunk, bytes) => self.on_chunk(now, lane, chunk, bytes),
         }
     }
