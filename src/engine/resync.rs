@@ -71,6 +71,8 @@ pub(super) struct Resync {
     attempts: usize,
     /// The length of the last snapshot that came: what is to be expected of the next.
     expected: u32,
+    /// Since when something is being pulled, as far as it has not been counted.
+    busy_since: Option<Nanos>,
 }
 
 impl Resync {
@@ -105,6 +107,9 @@ impl<A: CallApp> Shard<A> {
     /// Goes on with what is being caught up on.
     pub(super) fn resync(&mut self, now: Now) {
         self.resync.given.retain(|g| now.mono.since(g.at) < GIVEN_FOR);
+        if let Some(since) = self.resync.busy_since {
+            self.counts.resync_ns += now.mono.since(since).0;
+        }
         let rate = self.config.resync_rate;
         let elapsed = now.mono.since(self.resync.credit_at).min(Nanos::from_millis(50));
         self.resync.credit_at = now.mono;
@@ -124,6 +129,7 @@ impl<A: CallApp> Shard<A> {
         }
         let found = self.begin_pulls(now);
         let busy = found || !self.resync.pulling.is_empty();
+        self.resync.busy_since = busy.then_some(now.mono);
         let learning = busy || self.standing.is_learning();
         self.resync.look_at = learning.then_some(now.mono + LOOK_EVERY);
     }

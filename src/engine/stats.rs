@@ -82,6 +82,8 @@ pub struct ShardStats {
     pub lease_waits: u64,
     /// Snapshot bytes taken in, and snapshots given out.
     pub resync_bytes: u64,
+    /// Time in which snapshots were being pulled, ns: what the bytes took.
+    pub resync_ns: u64,
     /// See `resync_bytes`.
     pub snapshots_given: u64,
     /// Snapshots that could not be used.
