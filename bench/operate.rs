@@ -88,7 +88,7 @@ fn watch(settings: &Settings, node: NodeId, before: u64, killed: Instant) -> any
             let whole_s = killed.elapsed().as_secs_f64();
             let answer = operator::ask(address, &settings.sealing_key(), STATUS, patience)?;
             let shards = answer["shards"].as_array().cloned().unwrap_or_default();
-            let figure = |name: &str| shards.iter().filter_map(|s| s["engine"][name].as_u64());
+            let figure = |name: &'static str| shards.iter().filter_map(move |s| s["engine"][name].as_u64());
             let (bytes, took) = (figure("resync_bytes").sum(), figure("resync_ns").max().unwrap_or(0));
             return Ok(Back { whole_s, bytes, taking_s: took as f64 / 1e9 });
         }
