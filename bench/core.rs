@@ -83,6 +83,8 @@ impl Bench {
                 digest_every: 64,
                 hedge_after: Nanos::from_millis(1),
                 multicast: false,
+                lazy_after: Nanos::from_millis(2),
+                masters_own: false,
                 admission: Default::default(),
                 founding: None,
                 takeover: None,

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::thread::JoinHandle;
 use subject::{Cluster, Fault};
 use tandem::cli::load::Load;
-use tandem::cli::replay::{Control, Expect, Options, Runner};
+use tandem::cli::replay::{Control, Expect, Options, Outcome, Runner};
 use tandem::io::sys_process::{Signal, signal};
 use tandem::types::{Nanos, NodeId};
 
@@ -51,6 +51,8 @@ struct Seen {
     corrupted: u64,
     unaccepted: u64,
     doubled_allowed: u64,
+    /// Answers that came again without an excuse: when first, and when again, in ms since the strike.
+    copies: Vec<[f64; 2]>,
     restored_s: Option<f64>,
     wrong_suspicions: u64,
 }
@@ -144,6 +146,7 @@ fn one(cluster: &Cluster, fault: Fault, rate: f64, seed: u32) -> anyhow::Result<
         corrupted: outcome.counts.corrupted,
         unaccepted: outcome.counts.unaccepted,
         doubled_allowed: outcome.counts.doubled_allowed,
+        copies: outcome.copies.iter().map(|at| at.map(|time| since_strike(&outcome, fault, time))).collect(),
         restored_s: None,
         wrong_suspicions: (cluster.wrong_suspicions(&alive))
             .saturating_sub(wrong_before)
@@ -151,11 +154,18 @@ fn one(cluster: &Cluster, fault: Fault, rate: f64, seed: u32) -> anyhow::Result<
     })
 }
 
-/// Rounds with a dead owner, all on one cluster, which is whole again before each.
+/// A supervisor waits twice as long after each death: a fresh cluster after so many saves time.
+const KILLS_OF_A_CLUSTER: usize = 10;
+
+/// Rounds with a dead owner, on a cluster that is whole again before each.
 fn of_owner(fault: Fault, kills: usize, rate: f64) -> anyhow::Result<Vec<Seen>> {
     let mut cluster = Cluster::start(fault)?;
     let mut seen = Vec::new();
     for number in 0..kills {
+        if number > 0 && number.is_multiple_of(KILLS_OF_A_CLUSTER) {
+            drop(cluster);
+            cluster = Cluster::start(fault)?;
+        }
         let victim = cluster.owner();
         let mut found = one(&cluster, fault, rate, number as u32 + 1)?;
         if cluster.owner() == victim {
@@ -164,21 +174,30 @@ fn of_owner(fault: Fault, kills: usize, rate: f64) -> anyhow::Result<Vec<Seen>> 
         let restored = cluster.restore(fault, victim)?;
         found.restored_s = Some(restored);
         eprintln!(
-            "{} {} ({}): {victim}, gap {:.2} ms (calm {:.2}), lost {}, unaccepted {}, duplicated {}, doubled {}, \
-             whole after {restored:.2} s",
+            "{} {} ({}): {victim}, gap {:.2} ms (calm {:.2}), return {:.2}, latency {:.2}, lost {}, unaccepted {}, \
+             duplicated {} {:?}, doubled {}, whole after {restored:.2} s",
             fault.name(),
             number + 1,
             cluster.kind(),
             found.gap_ms,
             found.calm_gap_ms,
+            found.return_gap_ms.unwrap_or(0.0),
+            found.longest_latency_ms,
             found.lost,
             found.unaccepted,
             found.duplicated,
+            found.copies,
             found.doubled_allowed,
         );
         seen.push(found);
     }
     Ok(seen)
+}
+
+/// In ms.
+fn since_strike(outcome: &Outcome, fault: Fault, time: Nanos) -> f64 {
+    let strike = outcome.windows.iter().find(|w| w.label == fault.name()).map_or(Nanos::ZERO, |w| w.at);
+    (time.0 as f64 - strike.0 as f64) / 1e6
 }
 
 /// All faults of one kind. A killed node ends its cluster, the others come back to theirs.

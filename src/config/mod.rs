@@ -16,7 +16,7 @@ pub use resolve::{BadSettings, Resolved, SettingError, Source, Value, resolve, r
 pub use routes::Route;
 pub use table::{Scope, Setting, Settings, TABLE};
 pub use values::{
-    App, Auto, ByteSize, Fanout, KeyRule, Lossy, Node, Nodes, Pin, PortRange, Restart, Show, Vip,
+    App, Auto, ByteSize, Fanout, KeyRule, Lossy, Masters, Node, Nodes, Pin, PortRange, Restart, Show, Vip,
 };
 
 use crate::types::NodeId;

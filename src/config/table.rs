@@ -4,8 +4,8 @@
 use super::media::{Ice, MediaSteer};
 use super::routes::{Route, routes};
 use super::values::{
-    App, Auto, ByteSize, Fanout, KeyRule, Lossy, Nodes, Pin, PortRange, Restart, Show, Vip, Why, endpoints,
-    ids, number, optional_path, path, size, time,
+    App, Auto, ByteSize, Fanout, KeyRule, Lossy, Masters, Nodes, Pin, PortRange, Restart, Show, Vip, Why,
+    endpoints, ids, number, optional_path, path, size, time,
 };
 use crate::types::{Nanos, NodeId};
 use crate::wire::seal::ClusterKey;
@@ -216,6 +216,12 @@ settings! {
     "HEDGE_AFTER" hedge_after: Nanos = "1ms", Node, |t| time(t, Nanos::from_micros(50)..=Nanos::from_secs(60));
         "50us to 60s";
         "how late a master's replies may be before another member is asked too; the floor of an adaptive time"
+
+    "MASTERS" masters: Masters = "spread", Cluster, str::parse;
+        "spread or owner"; "who answers: every member an equal share of the slots, or the node that owns them, which costs least and leaves every other death without a trace"
+
+    "LAZY_AFTER" lazy_after: Nanos = "2ms", Node, |t| time(t, Nanos::ZERO..=Nanos::from_millis(100));
+        "0s to 100ms"; "how long packets gather for members without which they can be committed and answered"
 
     "MTU" mtu: u16 = "1500", Node, |t| number(t, 1280..=65_535);
         "1280 to 65535"; "the largest IP packet between nodes, in bytes"

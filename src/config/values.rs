@@ -365,6 +365,16 @@ words! {
 }
 
 words! {
+    /// Whose outputs go out.
+    Masters {
+        /// Each member's, of an equal share of the slots.
+        Spread = "spread",
+        /// Those of the owner's own member.
+        Owner = "owner",
+    }
+}
+
+words! {
     /// What happens to slots of which every holder of a commit set has died.
     Lossy {
         /// They go on with the best log left.

@@ -58,7 +58,7 @@ impl<A: CallApp> Shard<A> {
         self.release(now, out);
         for lane in self.remote_lanes() {
             let lane_is_open = open.contains(self.lanes[lane].node);
-            if !self.lanes[lane].dirty.is_empty() && lane_is_open && self.write_fan_out(now, lane) {
+            if !self.lanes[lane].dirty.is_empty() && lane_is_open && self.write_bundle(now, lane) {
                 self.write_told(lane);
                 self.bundle = self.bundle.wrapping_add(1);
                 self.lanes[lane].packer.frame(&Frame::Bundle(self.bundle));
@@ -78,6 +78,8 @@ impl<A: CallApp> Shard<A> {
     }
 
     fn wake_at(&mut self, now: Now) -> Nanos {
+        let patience = self.config.lazy_after;
+        self.lanes.iter_mut().for_each(|lane| lane.be_patient(now.mono, patience));
         let held_back = |lane: usize| !self.lanes[lane].dirty.is_empty() && self.lanes[lane].trusted();
         let lanes = (0..self.lanes.len()).filter(|l| held_back(*l));
         let lanes = lanes.map(|l| self.lanes[l].opens_at(&self.rtts[l]).max(now.mono)).min();
@@ -141,6 +143,40 @@ impl<A: CallApp> Shard<A> {
             self.spare = packer;
         }
         true
+    }
+
+    /// Puts the slot into the queue of every lane whose member is to get something. Entries press only where they
+    /// cannot commit or be answered without that member: the others are sent them with more.
+    pub(super) fn enqueue(&mut self, index: usize) {
+        let Some(owner) = &mut self.slots[index].owner else { return };
+        let tail = owner.tail();
+        let all_press = self.config.multicast || self.config.lazy_after == Nanos::ZERO;
+        let mut needed = None;
+        for n in 0..owner.followers().len() {
+            let follower = &owner.followers()[n];
+            if !follower.wants(tail) {
+                continue;
+            }
+            let lane = &mut self.lanes[follower.lane];
+            lane.pressing = lane.pressing
+                || all_press
+                || follower.presses()
+                || follower.wants_entries(tail)
+                    && needed.get_or_insert_with(|| owner.needed(self.local)).contains(follower.node);
+            if !follower.queued {
+                lane.dirty.push_back(index as u16);
+                owner.followers_mut()[n].queued = true;
+            }
+        }
+    }
+
+    /// As [`Shard::write_fan_out`]; what is left over waits for the echo, and no longer.
+    fn write_bundle(&mut self, now: Now, lane: usize) -> bool {
+        self.lanes[lane].pressing = false;
+        self.lanes[lane].lazy_at = Nanos::MAX;
+        let wrote = self.write_fan_out(now, lane);
+        self.lanes[lane].pressing |= !self.lanes[lane].dirty.is_empty();
+        wrote
     }
 
     /// Writes what the members on `lane` are to get; whether that was anything.

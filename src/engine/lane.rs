@@ -2,8 +2,9 @@
 //!
 //! A bundle is all that one flush sends to a node as an owner. Its number comes back as an echo with the
 //! member's acks. With no bundle under way a flush goes at once; while one is, entries gather for its echo, so
-//! the busier a node is, the more entries share a datagram, and nothing waits for a timer. A lane that has
-//! gathered [`GATHER_BYTES`], or whose echo is overdue, does not wait.
+//! the busier a node is, the more entries share a datagram. A lane that has gathered [`GATHER_BYTES`], or whose echo is
+//! overdue, does not wait. Where nothing presses, because other members commit and answer what waits, it gathers for
+//! TANDEM_LAZY_AFTER: only there does anything wait for a timer.
 
 use crate::engine::Outbox;
 use crate::proto::owner::follower::FrameSink;
@@ -29,6 +30,10 @@ pub(super) struct Lane {
     /// Slots (by local index) of which the member on this node is to be told what is on the wire, and by when.
     pub(super) told: VecDeque<u16>,
     pub(super) told_at: Nanos,
+    /// Something that waits is needed now.
+    pub(super) pressing: bool,
+    /// When what waits without being needed goes all the same.
+    pub(super) lazy_at: Nanos,
     /// Bytes of entries that have gathered since the last bundle.
     pub(super) gathered: usize,
     /// The newest bundle number received from it, to be echoed.
@@ -49,6 +54,8 @@ impl Lane {
             replies: VecDeque::new(),
             told: VecDeque::new(),
             told_at: Nanos::MAX,
+            pressing: false,
+            lazy_at: Nanos::MAX,
             gathered: 0,
             echo: None,
             under_way: None,
@@ -68,7 +75,15 @@ impl Lane {
 
     /// When a bundle may go even if no echo comes.
     pub(super) fn opens_at(&self, rtt: &Rtt) -> Nanos {
-        self.under_way.map_or(Nanos::ZERO, |(_, sent)| sent + rtt.timeout())
+        let wanted = if self.pressing { Nanos::ZERO } else { self.lazy_at.min(self.told_at) };
+        self.under_way.map_or(wanted, |(_, sent)| wanted.max(sent + rtt.timeout()))
+    }
+
+    /// What waits, and is not needed, goes `patience` after it was first seen here.
+    pub(super) fn be_patient(&mut self, now: Nanos, patience: Nanos) {
+        if !self.dirty.is_empty() && !self.pressing {
+            self.lazy_at = self.lazy_at.min(now + patience);
+        }
     }
 
     /// Bundle `number` has been written for this node.
@@ -218,6 +233,7 @@ mod tests {
     fn a_bundle_waits_for_the_echo_of_the_one_under_way() {
         let rtt = Rtt::new(Nanos::from_millis(2), Nanos::from_millis(1), Nanos::from_millis(10));
         let mut lane = Lane::new(NodeId(2), 1000);
+        lane.pressing = true;
         let at = Nanos::from_millis;
         assert!(lane.open(at(1), &rtt));
         lane.end_bundle(at(1), 1);
@@ -229,5 +245,21 @@ mod tests {
         assert!(!lane.open(at(3), &rtt) && lane.open(at(4), &rtt), "an echo that is overdue opens the lane");
         lane.gathered = GATHER_BYTES;
         assert!(lane.open(at(3), &rtt));
+    }
+
+    #[test]
+    fn what_nothing_needs_gathers_until_it_is_late_or_something_presses() {
+        let rtt = Rtt::new(Nanos::from_millis(2), Nanos::from_millis(1), Nanos::from_millis(10));
+        let mut lane = Lane::new(NodeId(2), 1000);
+        let at = Nanos::from_millis;
+        lane.dirty.push_back(7);
+        lane.be_patient(at(1), at(2));
+        lane.be_patient(at(2), at(2));
+        assert!(!lane.open(at(2), &rtt) && lane.open(at(3), &rtt), "counted from the first");
+        lane.told_at = at(2);
+        assert!(lane.open(at(2), &rtt), "what is to be told then takes it along");
+        lane.told_at = Nanos::MAX;
+        lane.pressing = true;
+        assert!(lane.open(at(2), &rtt));
     }
 }

@@ -64,6 +64,10 @@ pub struct ShardConfig {
     pub hedge_after: Nanos,
     /// One multicast datagram for all members instead of one bundle for each.
     pub multicast: bool,
+    /// How long entries may gather for a member without which they commit; 0: not at all.
+    pub lazy_after: Nanos,
+    /// An owner's own members are the masters, not those that the map puts first.
+    pub masters_own: bool,
     /// After how much waiting for a commit a slot is reported as blocked.
     pub blocked_after: Nanos,
     /// Whether a slot goes on with the best log left when every holder of a commit set has died at once.
@@ -339,18 +343,6 @@ impl<A: CallApp> Shard<A> {
         self.counts.divergences += owner.divergences() - diverged;
         self.counts.demotions += owner.demotions() - demoted;
         Some(result)
-    }
-
-    /// Puts the slot into the queue of every lane whose member is to get something.
-    pub(super) fn enqueue(&mut self, index: usize) {
-        let Some(owner) = &mut self.slots[index].owner else { return };
-        let tail = owner.tail();
-        for follower in owner.followers_mut() {
-            if follower.wants(tail) && !follower.queued {
-                follower.queued = true;
-                self.lanes[follower.lane].dirty.push_back(index as u16);
-            }
-        }
     }
 
     /// The life in which `node` has joined the cluster. A new life of it holds nothing of what the old one did.

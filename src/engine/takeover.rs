@@ -344,6 +344,7 @@ impl<A: CallApp> Shard<A> {
             window: self.config.window,
             tell_after: TELL_AFTER,
             address: self.map.address_of(slot) as u16,
+            home: self.config.masters_own.then_some(self.config.me),
             safeguards: self.config.safeguards,
         };
         let map = Arc::clone(&self.map);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 mod admission;
 mod early;
 mod faults;
+mod lazy;
 mod rules;
 mod takeover;
 
@@ -152,6 +153,8 @@ impl Cluster {
                 digest_every: 4,
                 hedge_after: Nanos::from_millis(1),
                 multicast: false,
+                lazy_after: Nanos::ZERO,
+                masters_own: false,
                 blocked_after: Nanos::from_millis(15),
                 lossy_go: true,
                 resync_rate: 0,

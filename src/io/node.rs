@@ -43,8 +43,7 @@ use super::{sys_thread, sys_time};
 use crate::app::CallApp;
 use crate::app::classify::KeyExtractor;
 use crate::app::echo::Echo;
-use crate::app::table::TableLimits;
-use crate::config::{App, Auto, Fanout, Lossy, Pin, Settings, Show};
+use crate::config::{App, Auto, Fanout, Lossy, Masters, Pin, Settings, Show};
 use crate::engine::control::{Control, ControlConfig, CouncilConfig};
 use crate::engine::{Shard, ShardConfig};
 use crate::proto::Safeguards;
@@ -364,14 +363,12 @@ impl Plan<'_> {
             datagram_room: settings.max_datagram() - OVERHEAD,
             window: settings.window.into(),
             retain_bytes: settings.retain_mb as usize * (1 << 20),
-            limits: TableLimits {
-                max_calls: settings.max_calls_per_slot,
-                // Calls of SIP have timers for every kind of silence.
-                idle: if settings.app == App::Sip { Nanos::MAX } else { settings.call_idle },
-            },
+            limits: sip::limits(settings),
             digest_every: settings.digest_every,
             hedge_after: settings.hedge_after,
             multicast: self.groups.is_some(),
+            lazy_after: settings.lazy_after,
+            masters_own: settings.masters == Masters::Owner,
             admission: sip::admission(settings),
             founding: self.founding.clone(),
             takeover: self.founding.as_ref().map(|_| Arc::from(TAKEOVER)),

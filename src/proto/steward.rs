@@ -49,6 +49,14 @@ pub struct NodeView {
     pub report: Option<NodeReport>,
 }
 
+impl NodeView {
+    /// Whether both say the same of every node, but for how long it has been silent.
+    pub fn alike(these: &[NodeView], those: &[NodeView]) -> bool {
+        let same = |(a, b): (&NodeView, &NodeView)| NodeView { silent_for: b.silent_for, ..a.clone() } == *b;
+        these.len() == those.len() && these.iter().zip(those).all(same)
+    }
+}
+
 /// What a node says about its slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeReport {

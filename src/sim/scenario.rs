@@ -72,6 +72,10 @@ pub struct Settings {
     pub hedge_after: Nanos,
     /// See `ShardConfig::multicast`.
     pub multicast: bool,
+    /// See `ShardConfig::lazy_after`.
+    pub lazy_after: Nanos,
+    /// See `ShardConfig::masters_own`.
+    pub masters_own: bool,
     /// See `ShardConfig::resync_rate`.
     pub resync_rate: u64,
 }
@@ -186,6 +190,8 @@ impl Scenario {
             datagram_room: rng.pick(&[600, 1_372, 1_372, 8_900]),
             hedge_after: Nanos::from_micros(rng.pick(&[300, 1_000, 3_000])),
             multicast: rng.chance(250),
+            lazy_after: Nanos::from_micros(rng.pick(&[0, 300, 2_000, 2_000])),
+            masters_own: rng.chance(300),
             resync_rate: if live { rng.pick(&[0, 0, 2_000_000]) } else { 0 },
         };
         let encore = live || rng.chance(200);

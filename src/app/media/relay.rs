@@ -69,6 +69,20 @@ impl Dropped {
     }
 }
 
+impl Dropped {
+    /// Its name among the figures of a node, where it is not said what is dropped.
+    pub fn figure(self) -> &'static str {
+        match self {
+            Dropped::UnknownPort => "media_unknown_port",
+            Dropped::UnknownSource => "media_unknown_source",
+            Dropped::NotMedia => "media_not_media",
+            Dropped::Stun => "media_stun",
+            Dropped::NoDestination => "media_no_destination",
+            Dropped::Held => "media_held",
+        }
+    }
+}
+
 impl Media {
     /// Handles a datagram that came at logical time `now` from `source` to local media port `port`.
     pub fn on_packet(

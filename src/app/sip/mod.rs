@@ -115,8 +115,7 @@ impl Sip {
             Relay::Forward { port, to, .. } => {
                 ctx.send(LocalId::media(endpoint, port), to, &[packet.payload]);
             }
-            // Counted in the call's media.
-            Relay::Drop(_) => {}
+            Relay::Drop(reason) => ctx.change(Change::Lost(Lost::Media(reason))),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::health::{SlotChange, SlotState};
 use super::routes::order;
-use crate::app::media::{PortChange, PortShare};
+use crate::app::media::{Dropped, PortChange, PortShare};
 use crate::types::{Endpoint, Nanos};
 use crate::wire::sip::{Reason, Uri};
 
@@ -23,9 +23,11 @@ pub enum Lost {
     TooMany,
     /// No route; answered.
     NoRoute,
+    /// A datagram on a call's media port.
+    Media(Dropped),
 }
 
-/// The kinds besides [`Lost::Malformed`].
+/// The kinds besides [`Lost::Malformed`] and [`Lost::Media`].
 const OTHERS: [Lost; 6] = [
     Lost::Misdirected,
     Lost::StrayResponse,
@@ -37,11 +39,12 @@ const OTHERS: [Lost; 6] = [
 
 impl Lost {
     /// How many kinds there are.
-    pub const COUNT: usize = Reason::ALL.len() + OTHERS.len();
+    pub const COUNT: usize = Reason::ALL.len() + OTHERS.len() + Dropped::ALL.len();
 
     /// All kinds, in the order of [`Lost::index`].
     pub fn all() -> impl Iterator<Item = Lost> {
-        Reason::ALL.iter().copied().map(Lost::Malformed).chain(OTHERS)
+        let malformed = Reason::ALL.iter().copied().map(Lost::Malformed);
+        malformed.chain(OTHERS).chain(Dropped::ALL.map(Lost::Media))
     }
 
     /// Its place among them.
@@ -54,6 +57,7 @@ impl Lost {
             Lost::StrayRequest => Reason::ALL.len() + 3,
             Lost::TooMany => Reason::ALL.len() + 4,
             Lost::NoRoute => Reason::ALL.len() + 5,
+            Lost::Media(reason) => Reason::ALL.len() + OTHERS.len() + reason as usize,
         }
     }
 
@@ -67,6 +71,7 @@ impl Lost {
             Lost::StrayRequest => "stray_request",
             Lost::TooMany => "too_many_transactions",
             Lost::NoRoute => "no_route",
+            Lost::Media(reason) => reason.figure(),
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Outcome {
     pub replies_by_node: Vec<(NodeId, u64)>,
     /// What was marked.
     pub windows: Vec<Window>,
+    /// The first answers that came again without an excuse: when first, and when again.
+    pub copies: Vec<[Nanos; 2]>,
     /// Datagrams the system did not take (not in `counts.sent`).
     pub unsent: u64,
     /// Port-unreachable and other errors that the sockets reported.
@@ -54,6 +56,7 @@ impl Outcome {
             gaps: gaps.into_iter().map(|(kind, gap)| (traffic.kind_name(kind), *gap)).collect(),
             replies_by_node: tally.replies_by_node(),
             windows: tally.windows().to_vec(),
+            copies: tally.copies().to_vec(),
             unsent,
             refused,
             elapsed,

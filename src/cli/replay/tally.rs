@@ -76,7 +76,12 @@ pub struct Tally {
     faults: Faults,
     /// Answers of each node, and when the last came; the last place is for ids no node can have.
     nodes: Vec<(u64, Nanos)>,
+    /// See [`Tally::copies`].
+    copies: Vec<[Nanos; 2]>,
 }
+
+/// So many of the answers that came again are remembered one by one.
+const MOST_COPIES: usize = 16;
 
 /// The key under which a datagram's answer is found: its bytes and the socket it comes back to.
 pub fn key(bytes: &[u8], socket: u32) -> u64 {
@@ -126,6 +131,7 @@ impl Tally {
             windows: Vec::new(),
             faults: Faults::default(),
             nodes: vec![(0, Nanos::ZERO); usize::from(NodeId::MAX) + 2],
+            copies: Vec::new(),
         }
     }
 
@@ -217,7 +223,12 @@ impl Tally {
 
     /// The very answer that came at `first` came again.
     fn on_copy(&mut self, first: Nanos, now: Nanos) {
-        let Some(window) = self.faults.excuse_copy(first, now) else { return self.on_duplicate(now) };
+        let Some(window) = self.faults.excuse_copy(first, now) else {
+            if self.copies.len() < MOST_COPIES {
+                self.copies.push([first, now]);
+            }
+            return self.on_duplicate(now);
+        };
         self.counts.doubled_allowed += 1;
         if let Some(window) = window.and_then(|number| self.windows.get_mut(number)) {
             window.doubled_allowed += 1;
@@ -259,6 +270,11 @@ impl Tally {
 
     fn last_answer(&self) -> Option<Nanos> {
         self.nodes.iter().map(|(_, last)| *last).max()
+    }
+
+    /// The first answers that came again without an excuse: when first, and when again.
+    pub fn copies(&self) -> &[[Nanos; 2]] {
+        &self.copies
     }
 
     /// Nobody marks anything: the `expected` worst silences of all answers are taken for deaths of an owner.

@@ -25,6 +25,8 @@ use crate::wire::council::{DRAINING, LEASE_OK, LostMember, Report};
 
 /// Clocks of two machines run at rates that differ by less than this part.
 const DRIFT_PER_CENT: u64 = 2;
+/// The steward, which goes through the whole map, is asked the same again after this long.
+const ASK_AGAIN: Nanos = Nanos::from_millis(10);
 /// How often a peer with an older map is sent the newest one.
 const MAP_AGAIN_AFTER: Nanos = Nanos::from_millis(3);
 /// How long nodes may take to meet.
@@ -92,6 +94,8 @@ pub(super) struct Council {
     lost: Vec<LostMember>,
     /// Since when a promise holds back an owner that is there, and how often that was mended.
     held_back: (Option<Nanos>, u32),
+    /// What the steward was last asked without finding anything to change: map, time, views.
+    unchanged: Option<(u32, Nanos, Vec<NodeView>)>,
     pub(super) changes: Vec<Change>,
     pub(super) failovers: Vec<Failover>,
     letters: Vec<(NodeId, Vec<u8>)>,
@@ -152,6 +156,7 @@ impl Council {
             stopped_at: None,
             lost: Vec::new(),
             held_back: (None, 0),
+            unchanged: None,
             changes: Vec::new(),
             failovers: Vec::new(),
             letters: Vec::new(),
@@ -435,6 +440,11 @@ impl Council {
             return;
         }
         let views = self.views(turn);
+        let old = self.unchanged.as_ref().filter(|(of, ..)| *of == self.map.version);
+        if old.is_some_and(|(_, at, known)| turn.now.since(*at) < ASK_AGAIN && NodeView::alike(known, &views))
+        {
+            return;
+        }
         let next = match self.steward.next(turn.now, &self.map, &views) {
             Some(next) => {
                 self.held_back = (None, 0);
@@ -442,9 +452,13 @@ impl Council {
             }
             None => match self.free_the_held_back(turn.now, &views) {
                 Some(next) => next,
-                None => return,
+                None => {
+                    self.unchanged = Some((self.map.version, turn.now, views));
+                    return;
+                }
             },
         };
+        self.unchanged = None;
         let (map, changes) = next;
         if self.voter.as_mut().is_some_and(|voter| voter.propose(map)) {
             self.changes.extend(changes);

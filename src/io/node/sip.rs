@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::app::media::{Ice, MediaPorts};
 use crate::app::sip::Sip;
 use crate::app::sip::config::{MediaConfig, ServiceEndpoint, SessionTimer, SipConfig};
+use crate::app::table::TableLimits;
 use crate::config::{self, App, MediaSteer, Settings};
 use crate::engine::AdmissionLimits;
 use crate::io::media::{MediaPlan, MediaSockets};
@@ -112,6 +113,13 @@ pub(super) fn app(settings: &Settings) -> Sip {
 pub(super) fn admission(settings: &Settings) -> AdmissionLimits {
     let Settings { cps, max_calls: calls, source_cps, source_calls, shards, .. } = *settings;
     AdmissionLimits { cps, calls, source_cps, source_calls }.share(shards)
+}
+
+/// What a slot's call table may hold.
+pub(super) fn limits(settings: &Settings) -> TableLimits {
+    // Calls of SIP have timers for every kind of silence.
+    let idle = if settings.app == App::Sip { Nanos::MAX } else { settings.call_idle };
+    TableLimits { max_calls: settings.max_calls_per_slot, idle }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Acks: what is committed, what is stable, what has been answered, and whether the members agree.
 
 use super::{Owner, Stale};
-use crate::types::{Boot, Nanos, NodeId, Position};
+use crate::types::{Boot, Nanos, NodeId, NodeSet, Position};
 use crate::wire::frame;
 
 impl Owner {
@@ -108,6 +108,25 @@ impl Owner {
         let one = hosts.next();
         let span = !members_span || hosts.any(|h| Some(h) != one);
         span && nodes.count() >= self.config.commit.min(members().count())
+    }
+
+    /// The members without which an entry is not committed and answered: the master, the owner's own (reached by
+    /// `local`), and as many more, in the order of their lanes, as make a commit set; those on other hosts first.
+    pub fn needed(&self, local: usize) -> NodeSet {
+        let mut set = NodeSet::EMPTY;
+        set.insert(self.master());
+        let own = self.followers.iter().find(|f| f.lane == local && f.counted());
+        own.into_iter().for_each(|f| set.insert(f.node));
+        let among = |set: NodeSet| {
+            self.followers.iter().filter(move |f| f.counted() && set.contains(f.node)).map(|f| f.node)
+        };
+        let here = own.map(|f| f.host);
+        while !self.is_commit_set(among(set)) {
+            let more = self.followers.iter().filter(|f| f.counted() && f.trusted && !set.contains(f.node));
+            let Some(next) = more.min_by_key(|f| (Some(f.host) == here, f.lane)) else { break };
+            set.insert(next.node);
+        }
+        set
     }
 
     /// Whether no member set before the present one is needed any more: all there was when the newest map came is held

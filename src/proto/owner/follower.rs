@@ -55,6 +55,8 @@ pub struct Follower {
     pub(super) probe: bool,
     /// It is to get a header (which asks for an ack) even if there is no entry for it.
     pub(super) tell: bool,
+    /// The same, but not at once: with what else goes to its node, or a little later.
+    pub(super) tell_in_passing: bool,
     /// It is to be asked for outputs.
     pub(super) emit: bool,
     pub(super) asked_at: Nanos,
@@ -96,6 +98,7 @@ impl Follower {
             retries: 0,
             probe: false,
             tell: false,
+            tell_in_passing: false,
             emit: false,
             asked_at: Nanos::ZERO,
             last_nak: (Position(0), Nanos::ZERO),
@@ -126,8 +129,19 @@ impl Follower {
     /// Whether there is anything to write for it, given the log's tail. One that has not answered the seal is asked
     /// again when that is late, not for each entry.
     pub fn wants(&self, tail: Position) -> bool {
-        let entries = self.sent < tail && self.place.is_some();
-        self.trusted && self.reset || self.eligible() && (entries || self.probe || self.tell || self.emit)
+        let told = self.tell || self.tell_in_passing;
+        let owed = self.wants_entries(tail) || self.probe || told || self.emit;
+        self.trusted && self.reset || self.eligible() && owed
+    }
+
+    /// Whether there are entries for it.
+    pub fn wants_entries(&self, tail: Position) -> bool {
+        self.sent < tail && self.place.is_some()
+    }
+
+    /// Whether it is to get something at once, whatever the others do.
+    pub fn presses(&self) -> bool {
+        self.reset || self.probe || self.tell || self.emit || !self.started
     }
 
     pub(super) fn remember(&mut self, checkpoint: (Position, u64)) {
@@ -180,7 +194,8 @@ impl Owner {
         if follower.held >= follower.sent {
             follower.sent_at = now;
         }
-        let header_wanted = std::mem::take(&mut follower.tell);
+        let header_wanted =
+            std::mem::take(&mut follower.tell) | std::mem::take(&mut follower.tell_in_passing);
         if follower.sent < tail {
             self.followers[index].sent = self.write_entries(index, sink);
         } else if header_wanted {
@@ -215,7 +230,8 @@ impl Owner {
             if follower.held >= follower.sent {
                 follower.sent_at = now;
             }
-            (follower.sent, follower.telling, follower.tell) = (sent, told, false);
+            (follower.sent, follower.telling) = (sent, told);
+            (follower.tell, follower.tell_in_passing) = (false, false);
         }
     }
 
@@ -263,6 +279,7 @@ impl Owner {
         let follower = &mut self.followers[index];
         let Some(tail) = follower.place else {
             (follower.probe, follower.tell, follower.emit) = (false, false, false);
+            follower.tell_in_passing = false;
             follower.sent_at = now;
             let address = self.config.address.into();
             sink.frame(&Frame::Seal(&frame::Seal { address, slot, term }));

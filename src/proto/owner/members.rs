@@ -34,7 +34,8 @@ impl Owner {
             }
         }
         self.map_tail = self.tail();
-        self.master = master.and_then(|node| self.followers.iter().position(|f| f.node == node)).unwrap_or(0);
+        let known = master.and_then(|node| self.followers.iter().position(|f| f.node == node));
+        self.master = known.unwrap_or_else(|| self.home());
         if master.is_some() && master != Some(self.master()) {
             self.master_seq += 1;
         }

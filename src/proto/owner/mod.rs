@@ -38,6 +38,8 @@ pub struct OwnerConfig {
     pub tell_after: Nanos,
     /// The number of the service address the slots belong to.
     pub address: u16,
+    /// Whose member is master, if it can be; `None`: the one that the map names first.
+    pub home: Option<NodeId>,
     /// The rules that make the log safe.
     pub safeguards: Safeguards,
 }

@@ -92,7 +92,10 @@ impl Owner {
             self.tell_at = Nanos::MAX;
             let state = (self.released, self.stable);
             // A learner is told again: an ack says that something came, and not what.
-            self.followers.iter_mut().for_each(|f| f.tell |= f.told != state || f.learner);
+            for follower in &mut self.followers {
+                follower.tell |= follower.learner;
+                follower.tell_in_passing |= follower.told != state;
+            }
             if self.followers.iter().any(|f| f.eligible() && (f.told != state || f.learner)) {
                 self.tell_at = now + self.config.tell_after;
             }
@@ -216,17 +219,24 @@ impl Owner {
     /// Gives the mastership back to the member that should have it, once that one has caught up.
     /// Returns whether the master changed.
     pub fn restore_master(&mut self) -> bool {
-        let home = &self.followers[0];
-        if self.master == 0 || !home.may_lead() || home.held < self.committed {
+        let index = self.home();
+        let home = &self.followers[index];
+        if self.master == index || !home.may_lead() || home.held < self.committed {
             return false;
         }
-        self.name_master(0);
+        self.name_master(index);
         true
     }
 
     /// Whether the member that should be master could be, and is not.
     pub fn master_is_away(&self) -> bool {
-        self.master != 0 && self.followers[0].may_lead()
+        self.master != self.home() && self.followers[self.home()].may_lead()
+    }
+
+    /// Who should be master.
+    pub(super) fn home(&self) -> usize {
+        let wanted = self.config.home;
+        self.followers.iter().position(|f| Some(f.node) == wanted).unwrap_or(0)
     }
 
     fn name_master(&mut self, index: usize) {

@@ -43,7 +43,14 @@ fn group(members: &[u16], learners: &[u16]) -> Group {
 
 fn unanswered(window: u64, group: &Group) -> Owner {
     let safeguards = Safeguards::default();
-    let config = OwnerConfig { commit: 2, window, tell_after: Nanos::from_millis(1), address: 0, safeguards };
+    let config = OwnerConfig {
+        commit: 2,
+        window,
+        tell_after: Nanos::from_millis(1),
+        address: 0,
+        home: None,
+        safeguards,
+    };
     let lane = |node: NodeId| usize::from(node.0);
     Owner::new(Slot(0), Term(1), config, Survived::default(), group, lane)
 }
@@ -163,8 +170,14 @@ fn an_owner_whose_recovered_log_fills_the_window_still_wants_an_entry_of_its_own
     (0..4).for_each(|_| assert!(log.push_with(|bytes| entry.write(bytes)) > 0));
     let survived = Survived { log, last_time: NOW, ..Survived::default() };
     let safeguards = Safeguards::default();
-    let config =
-        OwnerConfig { commit: 2, window: 4, tell_after: Nanos::from_millis(1), address: 0, safeguards };
+    let config = OwnerConfig {
+        commit: 2,
+        window: 4,
+        tell_after: Nanos::from_millis(1),
+        address: 0,
+        home: None,
+        safeguards,
+    };
     let lane = |node: NodeId| usize::from(node.0);
     let mut owner = Owner::new(Slot(0), Term(2), config, survived, &group(&[1, 2], &[]), lane);
     let tick = || Entry { time: NOW, term: Term(2), kind: EntryKind::Tick };

@@ -142,6 +142,8 @@ impl Cluster {
             digest_every: 16,
             hedge_after: Nanos::from_millis(2),
             multicast: false,
+            lazy_after: Nanos::from_millis(2),
+            masters_own: false,
             blocked_after: Nanos::from_millis(50),
             lossy_go: false,
             resync_rate: 0,

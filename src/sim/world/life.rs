@@ -57,6 +57,8 @@ impl World {
             digest_every: 16,
             hedge_after: settings.hedge_after,
             multicast: settings.multicast,
+            lazy_after: settings.lazy_after,
+            masters_own: settings.masters_own,
             blocked_after: settings.timing.dead_after,
             lossy_go: true,
             resync_rate: settings.resync_rate,

@@ -4,6 +4,8 @@ use super::harness::{
     ALICE, BOB, Dialog, PROXY, World, ack_refusal, audio_port, body, establish, hang_up, header, invite,
     reply, sdp, usual, values, with_body,
 };
+use crate::app::media::Dropped;
+use crate::app::sip::shared::Lost;
 use crate::types::LocalId;
 
 fn rtp(ssrc: u8, sequence: u8) -> Vec<u8> {
@@ -47,6 +49,8 @@ fn media_goes_both_ways_and_nowhere_else() {
         let record = world.record();
         assert_eq!(record["media"]["lines"][0]["caller"]["streams"][0]["packets"], 1);
         assert_eq!(record["media"]["dropped"]["unknown_source"], 1);
+        let strangers = Lost::Media(Dropped::UnknownSource);
+        assert_eq!(world.table.shared().lost[strangers.index()], 1);
     });
 }
 
