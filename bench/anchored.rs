@@ -1,8 +1,9 @@
 //! `sip --mode memory`: what a call in progress costs each member in memory.
 //!
 //! A media port is a socket of the node that holds the address, so the limit of open files bounds the calls that a
-//! cluster here can anchor. So there are three: very many calls on a cluster that leaves media alone, as many anchored
-//! ones as there can be, and very many anchored ones in the call tables alone, without sockets.
+//! cluster here can anchor. So there are four: very many calls on a cluster that leaves media alone, as many anchored
+//! ones as there can be, very many anchored ones where the kernel steers the ports of several service addresses, and as
+//! many in the call tables alone, without sockets.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -33,6 +34,8 @@ const SETTLE: Duration = Duration::from_secs(40);
 /// As many ports as a limit of 20,000 open files allows.
 const MEDIA_PORTS: &str = "20000-38999";
 const ANCHORED: u32 = 3_800;
+/// Where the kernel steers, a port costs nothing.
+const STEERED_PORTS: &str = "5100-64999";
 
 /// One member, or the tables alone.
 struct Row {
@@ -51,14 +54,35 @@ fn held(cluster: &LocalCluster) -> anyhow::Result<Vec<(u64, u64)>> {
     cluster.nodes.iter().map(one).collect()
 }
 
-fn on_cluster(system: &'static str, anchored: bool, calls: u32, quick: bool) -> anyhow::Result<Vec<Row>> {
+/// How the media of a cluster's calls is carried.
+#[derive(Copy, Clone, PartialEq)]
+enum Carried {
+    Past,
+    ByPort,
+    Steered,
+}
+
+fn on_cluster(system: &'static str, carried: Carried, calls: u32, quick: bool) -> anyhow::Result<Vec<Row>> {
     let (mut talk, parties) = (Talk::new()?, Parties::new()?);
-    let cluster = if anchored {
+    let anchored = carried != Carried::Past;
+    let cluster = match carried {
         // Few slots: chance gives none of them more calls than it has ports for.
-        relay::cluster(3, &parties, &[("MEDIA_PORTS", MEDIA_PORTS), ("SLOTS", "8"), ("MEDIA_TIMEOUT", "0s")])?
-    } else {
-        let route = format!("default={}", parties.callee()?);
-        world::cluster(3, &[("APP", "sip"), ("ROUTE", &route), ("MEDIA_PORTS", "off")])?
+        Carried::ByPort => relay::cluster(
+            3,
+            &parties,
+            &[("MEDIA_PORTS", MEDIA_PORTS), ("SLOTS", "8"), ("MEDIA_TIMEOUT", "0s")],
+        )?,
+        Carried::Steered => {
+            let service: Vec<String> = (1..=ADDRESSES).map(|n| format!("127.0.9.{n}:5060")).collect();
+            let (service, slots) = (service.join(","), SLOTS.to_string());
+            let mine = [("SERVICE", &*service), ("MEDIA_PORTS", STEERED_PORTS), ("SLOTS", &slots)];
+            let usual = [("MEDIA_STEER", "on"), ("MEDIA_TIMEOUT", "0s"), ("CPS", "0"), ("MAX_CALLS", "0")];
+            relay::cluster(3, &parties, &[&mine[..], &usual].concat())?
+        }
+        Carried::Past => {
+            let route = format!("default={}", parties.callee()?);
+            world::cluster(3, &[("APP", "sip"), ("ROUTE", &route), ("MEDIA_PORTS", "off")])?
+        }
     };
     let nodes = machine::system(&cluster);
     let mut fill = |calls: std::ops::Range<u32>| -> anyhow::Result<()> {
@@ -238,12 +262,17 @@ pub(crate) fn measure(args: &Args) -> anyhow::Result<Vec<Value>> {
     let usual = if args.quick { 10_000 } else { 100_000 };
     let calls: u32 = args.get("--calls").map_or(Ok(usual), str::parse).context("--calls")?;
     let mut all = Vec::new();
-    for part in 0..3 {
+    for part in 0..4 {
         let rows = match part {
             // First, as long as this process is small.
             0 => alone(calls)?,
-            1 => on_cluster("anchored", true, ANCHORED.min(calls), args.quick)?,
-            _ => on_cluster("signalling only", false, calls, args.quick)?,
+            1 => on_cluster("anchored", Carried::ByPort, ANCHORED.min(calls), args.quick)?,
+            2 if !privileged => {
+                eprintln!("memory: SKIPPED anchored, steered: it needs root");
+                continue;
+            }
+            2 => on_cluster("anchored, steered", Carried::Steered, calls, args.quick)?,
+            _ => on_cluster("signalling only", Carried::Past, calls, args.quick)?,
         };
         for Row { system, member, bytes, .. } in &rows {
             eprintln!("memory: {system}, {member}: {:.0} then {:.0} bytes a call", bytes[0], bytes[1]);

@@ -9,7 +9,7 @@ use crate::app::{CallApp, Inbound};
 use crate::proto::owner::follower::FrameSink;
 use crate::types::{Boot, CallKey, Endpoint, LocalId, Nanos, NodeId, Now, Ordinal, Slot, Term};
 use crate::wire::frame::{self, Frame};
-use crate::wire::record::ENTRY_HEADER_LEN;
+use crate::wire::record::{ENTRY_HEADER_LEN, EntryKind};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Packets that may wait for recoveries, over all slots of a shard.
@@ -174,16 +174,39 @@ impl<A: CallApp> Shard<A> {
         Ok(())
     }
 
-    /// What waited for the recovery becomes entries.
+    /// What waited for the recovery becomes entries: it had its room when it was let wait.
     pub(super) fn take_waiting(&mut self, now: Now, index: usize) {
         let waiting = std::mem::take(&mut self.slots[index].waiting);
         self.waiting -= waiting.len();
         self.waiting_bytes -= waiting.iter().map(|w| w.payload.len() + ENTRY_HEADER_LEN).sum::<usize>();
         for Waiting { key, source, local, payload } in waiting {
-            if let Err(reason) = self.append_packet(now, key, &Inbound { source, local, payload: &payload }) {
+            let packet = Inbound { source, local, payload: &payload };
+            if let Err(reason) = self.append_entry(now, index, key, &packet) {
                 self.counts.drop(reason);
             }
         }
+    }
+
+    /// Appends a packet that there is room for.
+    pub(super) fn append_entry(
+        &mut self,
+        now: Now,
+        index: usize,
+        key: CallKey,
+        packet: &Inbound<'_>,
+    ) -> Result<(), DropReason> {
+        if let Some(seat) = &self.slots[index].seat {
+            seat.table.warm(key);
+        }
+        let kind = EntryKind::Packet {
+            call: key,
+            source: packet.source,
+            local: packet.local,
+            payload: packet.payload,
+        };
+        self.append(now, index, kind).map_err(|()| DropReason::WindowFull)?;
+        self.counts.entries += 1;
+        Ok(())
     }
 
     /// What waited for a recovery that others go on with is passed to them.

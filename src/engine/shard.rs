@@ -278,18 +278,7 @@ impl<A: CallApp> Shard<A> {
         if self.retained > self.config.retain_bytes && !self.give_up_lost_members(now) {
             return Err(DropReason::RetainFull);
         }
-        if let Some(seat) = &self.slots[index].seat {
-            seat.table.warm(key);
-        }
-        let kind = EntryKind::Packet {
-            call: key,
-            source: packet.source,
-            local: packet.local,
-            payload: packet.payload,
-        };
-        self.append(now, index, kind).map_err(|()| DropReason::WindowFull)?;
-        self.counts.entries += 1;
-        Ok(())
+        self.append_entry(now, index, key, packet)
     }
 
     pub(super) fn append(&mut self, now: Now, index: usize, kind: EntryKind<'_>) -> Result<(), ()> {

@@ -106,8 +106,11 @@ impl LocalCluster {
             }
         }
         let shards = shards(&flags)?;
-        let service = SocketAddr::from((Ipv4Addr::LOCALHOST, free_ports(FIRST_SERVICE_PORT, 1)?));
-        flags.push(("SERVICE".into(), service.to_string()));
+        // Not by variable: the addresses of a site are not for a cluster of one machine.
+        if !flags.iter().any(|(name, _)| name == "SERVICE") {
+            let service = SocketAddr::from((Ipv4Addr::LOCALHOST, free_ports(FIRST_SERVICE_PORT, 1)?));
+            flags.push(("SERVICE".into(), service.to_string()));
+        }
         if !said("MEDIA_PORTS") && value_of(&flags, "APP") == "sip" {
             let first = free_ports(FIRST_MEDIA_PORT, MEDIA_PORTS)?;
             flags.push(("MEDIA_PORTS".into(), format!("{first}-{}", first + MEDIA_PORTS - 1)));
