@@ -121,8 +121,12 @@ impl Recovery {
         self.answers.iter().any(|answer| answer.is(member))
     }
 
+    /// Whether there is nothing more to hear of the member: it has dropped what it held, or its node has answered as
+    /// the member that it became later in the same life.
     fn has_lost(&self, member: &MapMember) -> bool {
-        self.lost.iter().any(|answer| answer.is(member))
+        let later =
+            |a: &Answer| (a.node, a.boot) == (member.node, member.boot) && a.sealed.join.get() > member.join;
+        self.lost.iter().any(|answer| answer.is(member)) || self.answers.iter().chain(&self.lost).any(later)
     }
 
     /// Whether a member that is `expected` to answer has not. One that holds more than those who have would be reset.
@@ -226,5 +230,39 @@ impl Recovery {
             deadline: Nanos(sealed.deadline.get()),
             released: Ordinal(self.released.min(sealed.outputs.get())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::HostId;
+    use zerocopy::FromZeros;
+
+    fn member(node: u16, join: u32) -> MapMember {
+        MapMember { node: NodeId(node), host: HostId(node), boot: Boot(1), join }
+    }
+
+    #[test]
+    fn who_has_become_another_member_says_nothing_more_as_the_earlier_one() {
+        let present = vec![member(1, 6), member(2, 6)];
+        let group =
+            Group { members: present, past: vec![vec![member(1, 3), member(2, 3)]], ..Group::default() };
+        let mut recovery = Recovery::new(Nanos::ZERO, Slot(0), Term(5), Safeguards::default());
+        let mut sealed = frame::Sealed::new_zeroed();
+        (sealed.term, sealed.join) = (5.into(), 6.into());
+        let all_live = |_: &MapMember| true;
+        recovery.on_sealed(NodeId(1), Boot(1), &sealed);
+        assert_eq!(recovery.verdict(&group, 2, all_live), Verdict::Wait, "node 2 may hold what it did");
+        recovery.on_sealed(NodeId(2), Boot(1), &sealed);
+        assert_eq!(recovery.verdict(&group, 2, all_live), Verdict::Lossy);
+        // The earlier member's own answer is worth more.
+        sealed.join = 3.into();
+        recovery.on_sealed(NodeId(2), Boot(1), &sealed);
+        assert_eq!(
+            recovery.verdict(&group, 2, all_live),
+            Verdict::Wait,
+            "of the present ones one is enough to lack"
+        );
     }
 }
