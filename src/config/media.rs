@@ -13,6 +13,8 @@ words! {
         Remove = "remove",
         /// They are passed on.
         Pass = "pass",
+        /// Ours come in their place: each party does ICE with a lite agent here.
+        Lite = "lite",
     }
 }
 

@@ -135,7 +135,7 @@ settings! {
         "off or on"; "whether the kernel steers all media ports to one socket a shard, so that nothing has to be opened when a service address comes: needs Linux 5.9, CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW"
 
     "ICE" ice: Ice = "remove", Cluster, str::parse;
-        "remove or pass"; "what becomes of the ICE lines of session descriptions: remove, so that media comes here, or pass, so that the parties may find a way without us"
+        "remove, pass or lite"; "what becomes of the ICE lines of session descriptions: remove, so that media comes here; lite, so that it comes here from whoever does ICE by ICE; or pass, so that the parties may find a way without us"
 
     "MEDIA_TIMEOUT" media_timeout: Nanos = "60s", Cluster, |t| time(t, Nanos::ZERO..=Nanos::from_secs(86_400));
         "0s to 24h; 0s: never"; "after how long without media from either party a call ends"
@@ -217,7 +217,7 @@ settings! {
         "50us to 60s";
         "how late a master's replies may be before another member is asked too; the floor of an adaptive time"
 
-    "MASTERS" masters: Masters = "spread", Cluster, str::parse;
+    "MASTERS" masters: Masters = "spread", Node, str::parse;
         "spread or owner"; "who answers: every member an equal share of the slots, or the node that owns them, which costs least and leaves every other death without a trace"
 
     "LAZY_AFTER" lazy_after: Nanos = "2ms", Node, |t| time(t, Nanos::ZERO..=Nanos::from_millis(100));

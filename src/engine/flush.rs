@@ -106,6 +106,7 @@ impl<A: CallApp> Shard<A> {
                 lane.told_at = lane.told_at.min(now.mono + TOLD_AFTER);
             }
         }
+        self.next = self.next.min(now.mono + TOLD_AFTER);
     }
 
     fn write_told(&mut self, lane: usize) {
@@ -150,7 +151,7 @@ impl<A: CallApp> Shard<A> {
     pub(super) fn enqueue(&mut self, index: usize) {
         let Some(owner) = &mut self.slots[index].owner else { return };
         let tail = owner.tail();
-        let all_press = self.config.multicast || self.config.lazy_after == Nanos::ZERO;
+        let all_press = self.config.multicast || self.config.lazy_after == Nanos::ZERO || owner.is_filling();
         let mut needed = None;
         for n in 0..owner.followers().len() {
             let follower = &owner.followers()[n];
@@ -183,8 +184,9 @@ impl<A: CallApp> Shard<A> {
     fn write_fan_out(&mut self, now: Now, lane: usize) -> bool {
         let mut packer = std::mem::replace(&mut self.lanes[lane].packer, Packer::new(0));
         let mut wrote = false;
-        // What a backlog leaves over waits for the echo of this bundle.
-        while packer.len() < MOST_BUNDLE_BYTES
+        // What a backlog leaves over waits for the echo of this bundle. Pieces of snapshots do not count.
+        let most = packer.len() + MOST_BUNDLE_BYTES;
+        while packer.len() < most
             && let Some(index) = self.lanes[lane].dirty.pop_front()
         {
             let slot = usize::from(index);

@@ -17,8 +17,10 @@ const AT_A_TIME: usize = 32;
 /// each is asked for often enough for its donor to keep it.
 const MOST_FLYING: usize = 512 * 1024;
 const MOST_HELD: usize = 64 * 1024 * 1024;
-/// Snapshots kept for learners that pull them, and for how long after the last pull.
+/// Snapshots kept for learners that pull them, their bytes (one is kept whatever its size), and for how long after the
+/// last pull.
 const MOST_GIVEN: usize = 256;
+const MOST_GIVEN_BYTES: usize = 128 * 1024 * 1024;
 const GIVEN_FOR: Nanos = Nanos::from_secs(5);
 /// Bytes asked for at once.
 const PULL_ROOM: u32 = 48 * 1024;
@@ -50,6 +52,7 @@ struct Pulling {
 struct Given {
     index: usize,
     lane: usize,
+    term: Term,
     position: u64,
     bytes: Vec<u8>,
     /// When it was last asked for.
@@ -60,6 +63,7 @@ struct Given {
 #[derive(Debug, Default)]
 pub(super) struct Resync {
     pulling: Vec<Pulling>,
+    /// The one that was asked for last is last.
     given: VecDeque<Given>,
     /// Where the search for slots to pull goes on, and when.
     next: usize,
@@ -92,6 +96,17 @@ impl Resync {
         self.look_at.unwrap_or(Nanos::MAX).min(over)
     }
 
+    /// Keeps a snapshot for the learner that pulls it, and as many others as there is room for.
+    fn keep(&mut self, given: Given) {
+        let kept: usize = self.given.iter().map(|g| g.bytes.len()).sum();
+        let mut over = (kept + given.bytes.len()).saturating_sub(MOST_GIVEN_BYTES);
+        while self.given.len() >= MOST_GIVEN || over > 0 {
+            let Some(oldest) = self.given.pop_front() else { break };
+            over = over.saturating_sub(oldest.bytes.len());
+        }
+        self.given.push_back(given);
+    }
+
     /// Whether another slot may be begun with at `rate` bytes a second (0: no limit).
     fn has_room(&self, rate: u64) -> bool {
         let most = if rate > 0 { MOST_HELD.min(rate as usize) } else { MOST_HELD };
@@ -119,9 +134,13 @@ impl<A: CallApp> Shard<A> {
             let pulling = &self.resync.pulling[n];
             let wanted = self.slots[pulling.index].seat.as_ref().and_then(|s| s.log.wants_snapshot());
             if wanted.is_none() || pulling.tries > PATIENCE {
-                self.resync.pulling.swap_remove(n);
-            } else if now.mono.since(pulling.at) >= PULL_AGAIN_AFTER {
-                let pulling = &mut self.resync.pulling[n];
+                self.resync.pulling.remove(n);
+            }
+        }
+        // The oldest first: its donor keeps it only for so long.
+        for n in 0..self.resync.pulling.len() {
+            let pulling = &mut self.resync.pulling[n];
+            if now.mono.since(pulling.at) >= PULL_AGAIN_AFTER {
                 pulling.asked = pulling.bytes.len() as u32;
                 pulling.tries += 1;
                 self.pull(now, n);
@@ -229,28 +248,27 @@ impl<A: CallApp> Shard<A> {
             return;
         };
         let same = |g: &Given| (g.index, g.lane) == (index, lane);
-        let known = |g: &Given| same(g) && g.position == pull.position.get();
+        let wanted = (Term(pull.term.get()), pull.position.get());
         let mut offset = pull.offset.get() as usize;
-        if !self.resync.given.iter().any(known) {
-            let mut bytes = Vec::new();
-            head.write(&mut bytes);
-            seat.table.snapshot(&self.app, &mut bytes);
-            self.resync.given.retain(|g| !same(g));
-            if self.resync.given.len() >= MOST_GIVEN {
-                self.resync.given.pop_front();
+        // Who asks without a position has heard nothing of one that was made, and may have it.
+        let fits = |g: &Given| g.term == wanted.0 && (wanted.1 == 0 || g.position == wanted.1);
+        let recent = |g: &Given| g.position >= pull.least.get();
+        let known = self.resync.given.iter().position(|g| same(g) && fits(g) && recent(g));
+        let mut given = match known.and_then(|at| self.resync.given.remove(at)) {
+            Some(given) => given,
+            None => {
+                let mut bytes = Vec::new();
+                head.write(&mut bytes);
+                seat.table.snapshot(&self.app, &mut bytes);
+                self.resync.given.retain(|g| !same(g));
+                self.counts.snapshots_given += 1;
+                offset = 0;
+                Given { index, lane, term: head.term, position: head.position.0, bytes, at: now.mono }
             }
-            self.resync.given.push_back(Given {
-                index,
-                lane,
-                position: head.position.0,
-                bytes,
-                at: now.mono,
-            });
-            self.counts.snapshots_given += 1;
-            offset = 0;
-        }
-        let Some(given) = self.resync.given.iter_mut().find(|g| same(g)) else { return };
+        };
         given.at = now.mono;
+        self.resync.keep(given);
+        let Some(given) = self.resync.given.back() else { return };
         let end = given.bytes.len().min(offset.saturating_add(pull.room.get().min(PULL_ROOM) as usize));
         let piece = self.config.datagram_room.saturating_sub(64).max(256);
         while offset < end {
@@ -290,7 +308,7 @@ impl<A: CallApp> Shard<A> {
         self.counts.resync_bytes += piece.len() as u64;
         let have = pulling.bytes.len() as u32;
         if have >= pulling.total {
-            let done = self.resync.pulling.swap_remove(n);
+            let done = self.resync.pulling.remove(n);
             self.restore(done.index, &done.bytes);
             self.resync.look_at = Some(now.mono);
         } else if have >= pulling.asked {

@@ -27,7 +27,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 /// How long a node must have been trusted before it gets its masterships back.
-const MASTER_BACK_AFTER: Nanos = Nanos::from_secs(1);
+pub(super) const MASTER_BACK_AFTER: Nanos = Nanos::from_secs(1);
 /// How soon that is tried again for those that had not caught up.
 const MASTER_AGAIN_AFTER: Nanos = Nanos::from_millis(50);
 /// How often a shard that keeps too much looks for members to give up.

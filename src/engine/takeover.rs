@@ -5,7 +5,7 @@
 //! arrive meanwhile wait, up to a bound.
 
 use super::machine::SlotMachine;
-use super::shard::{Seat, Shard};
+use super::shard::{MASTER_BACK_AFTER, Seat, Shard};
 use crate::app::CallApp;
 use crate::app::table::CallTable;
 use crate::proto::clock::LogicalClock;
@@ -115,6 +115,7 @@ impl<A: CallApp> Shard<A> {
             let nodes: Vec<NodeId> = self.lanes.iter().map(|l| l.node).collect();
             let lane = |node| nodes.iter().position(|n| *n == node).unwrap_or(NO_LANE);
             self.changing(index, |owner, _, _| owner.on_group(map.group(slot), lane));
+            self.restore_at = self.restore_at.min(now.mono + MASTER_BACK_AFTER);
             self.trust_all(index);
             self.enqueue(index);
             self.arm(index);
@@ -360,7 +361,9 @@ impl<A: CallApp> Shard<A> {
             for (node, boot, sealed) in recovery.answers() {
                 counts.drop_incarnation += u64::from(owner.on_sealed(node, boot, sealed).is_err());
             }
+            owner.restore_master();
         });
+        self.restore_at = self.restore_at.min(now.mono + MASTER_BACK_AFTER);
         // An entry of its own term: what was recovered is committed with it (Raft, section 5.4.2).
         if tail == Position(0) {
             self.found(now, index);

@@ -3,7 +3,8 @@
 //! Anybody can send to an open port, so what a description did not name is believed only shortly after a description,
 //! once, or where it goes on with SSRC and sequence number of the stream that was believed before. The address described
 //! is always believed, and once it has spoken nothing else is. (The weakness is known as RTP bleed: a relay that follows
-//! whoever speaks gives the call to strangers.)
+//! whoever speaks gives the call to strangers.) A party that does ICE proves where it is: a source that has checked is
+//! believed, and once a pair is nominated nothing else is.
 
 use super::line::{End, Leg};
 use crate::types::{Endpoint, Nanos};
@@ -25,11 +26,16 @@ impl Leg {
     /// `offered`. Learns where the side is.
     pub(super) fn believes(&mut self, end: &End, offered: Option<&End>, arrival: &Arrival<'_>) -> bool {
         let source = arrival.source.into();
-        if source == end.media {
+        let offers = offered.is_some_and(|end| end.media == source);
+        if let Some(agent) = self.ice.as_ref().filter(|agent| agent.nominated(0).is_some()) {
+            // All that it checked is its own (RFC 8445 section 12.1).
+            agent.knows(0, source) || offers
+        } else if source == end.media {
             (self.latch.media, self.latch.settled, self.latch.pinned) = (source, true, true);
             true
-        } else if offered.is_some_and(|end| end.media == source) {
-            // It may send from there before the answer comes, but nothing is sent there.
+        } else if offers || self.ice.as_ref().is_some_and(|agent| agent.knows(0, source)) {
+            // It may send from what it offers before the answer comes, but nothing is sent there; and from what it has
+            // checked before it has nominated anything.
             true
         } else if source == self.latch.media {
             self.latch.settled = true;
@@ -51,10 +57,18 @@ impl Leg {
         self.streams.iter().any(goes_on)
     }
 
-    /// Whether to believe a datagram on the RTCP port: it must come from the address of the side's media.
+    /// Whether to believe a datagram on the RTCP port: it must come from the address of the side's media, or have proven
+    /// to be the side's.
     pub(super) fn believes_control(&mut self, end: &End, source: Endpoint) -> bool {
+        let agent = self.ice.as_ref();
+        let nominated = |component| agent.is_some_and(|agent| agent.nominated(component).is_some());
+        if agent.is_some_and(|agent| agent.knows(1, source.into())) {
+            return true;
+        } else if nominated(1) {
+            return false;
+        }
         let described = end.rtcp_place();
-        let known = source == described.into() || source.ip == end.media.ip;
+        let known = !nominated(0) && (source == described.into() || source.ip == end.media.ip);
         let learnt = source.ip == self.latch.media.ip && self.latch.media.port != 0;
         if learnt {
             self.latch.rtcp = source.port;

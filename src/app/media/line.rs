@@ -4,11 +4,13 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::agent::{Agent, Met, Theirs};
 use super::codec::Codec;
 use super::keys::Keys;
 use super::stream::{Coding, Folded, Stream};
 use crate::types::{Endpoint, Nanos};
 use crate::wire::sdp::describe::{Direction, MediaKind, MediaLine, Transport};
+use crate::wire::sdp::rewrite::Ice;
 
 /// The payload types kept of one description of an m-line.
 const MAX_FORMATS: usize = 24;
@@ -61,8 +63,8 @@ pub(super) struct Format {
 pub(super) struct End {
     /// Where it wants media.
     pub media: Place,
-    /// Where it wants RTCP, if not at the next port.
-    pub rtcp: Option<Box<Place>>,
+    /// What few say.
+    pub rare: Option<Box<Rare>>,
     /// Which way media flows, as it says.
     pub direction: Direction,
     /// Whether it wants RTCP on the media port.
@@ -71,22 +73,47 @@ pub(super) struct End {
     pub formats: Vec<Format>,
 }
 
+/// What few descriptions say of an m-line.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Rare {
+    /// Where it wants RTCP, if not at the next port.
+    pub rtcp: Option<Place>,
+    /// That it can do ICE, if it is given an agent to do it with.
+    pub ice: Option<Theirs>,
+}
+
 impl End {
-    pub(super) fn new(line: &MediaLine<'_>) -> End {
-        let rtcp = line.rtcp.map(|at| Box::new(place(at.ip.or(line.address), at.port)));
+    pub(super) fn new(line: &MediaLine<'_>, ice: Ice) -> End {
+        let rtcp = line.rtcp.map(|at| place(at.ip.or(line.address), at.port));
+        let ice = line.ice().filter(|_| ice == Ice::Lite).map(|names| Theirs::new(&names));
+        let rare = (rtcp.is_some() || ice.is_some()).then(|| Box::new(Rare { rtcp, ice }));
         let formats = line.formats().take(MAX_FORMATS).map(|format| {
             let codec = format.name.map_or(Codec::fixed(format.payload_type), Codec::named);
             let clock = if format.clock == 0 { codec.clock() } else { format.clock };
             Format { payload_type: format.payload_type, codec, clock }
         });
         let formats = if line.transport.is_rtp() { formats.collect() } else { Vec::new() };
-        End { media: place(line.address, line.port), rtcp, direction: line.direction, mux: line.mux, formats }
+        End { media: place(line.address, line.port), rare, direction: line.direction, mux: line.mux, formats }
     }
 
     /// Where it wants RTCP that is not muxed.
     pub(super) fn rtcp_place(&self) -> Place {
         let next = || Place { ip: self.media.ip, port: self.media.port.checked_add(1).unwrap_or(0) };
-        self.rtcp.as_ref().map_or_else(next, |place| **place)
+        self.rare.as_ref().and_then(|rare| rare.rtcp).unwrap_or_else(next)
+    }
+
+    /// What it needs to do ICE.
+    pub(super) fn ice(&self) -> Option<&Theirs> {
+        self.rare.as_ref()?.ice.as_ref()
+    }
+
+    pub(super) fn ice_mut(&mut self) -> Option<&mut Theirs> {
+        self.rare.as_mut()?.ice.as_mut()
+    }
+
+    /// Whether media can be sent to it: to who does ICE, checks find a way where its description names none.
+    pub(super) fn is_reachable(&self) -> bool {
+        self.media.is_somewhere() || self.media.port != 0 && self.ice().is_some()
     }
 
     fn coding(&self, payload_type: u8) -> Option<Coding> {
@@ -168,16 +195,30 @@ pub(super) struct Leg {
     pub others: u32,
     pub keys: Option<Box<Keys>>,
     pub control: Option<Box<Control>>,
+    /// Our side of ICE with it, once it was shown one.
+    pub ice: Option<Box<Agent>>,
 }
 
 impl Leg {
-    /// A description holds from now on: if it names a place it did not name before, everything learnt is void.
-    pub(super) fn described(&mut self, changed: bool, now: Nanos, window: Nanos) {
-        if changed {
+    /// The description `end` holds from now on: if it names a place it did not name before (`changed`), everything learnt
+    /// is void, but not the way that ICE has found.
+    pub(super) fn described(&mut self, end: &End, changed: bool, now: Nanos, window: Nanos) {
+        let met = match (end.ice(), &mut self.ice) {
+            (Some(theirs), ice) => {
+                ice.get_or_insert_with(|| Box::new(Agent::new(theirs.generation))).meets(theirs)
+            }
+            (None, Some(agent)) => {
+                agent.forget();
+                Met::Unknown
+            }
+            (None, None) => Met::Unknown,
+        };
+        if met == Met::Another || changed && met == Met::Unknown {
             self.latch = Latch::default();
         }
         self.latch.until = (now + window).0;
         self.latch.settled = false;
+        self.latch.pinned &= met != Met::Again;
     }
 }
 

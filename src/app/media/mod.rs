@@ -27,11 +27,12 @@
 //! The changes are to be made even if the result is an error. A handler with two bodies passes the changes of the first
 //! on by [`Reservation::after`].
 //!
-//! Files: `ports` deals ports; `negotiate` takes offers and answers; `relay` moves datagrams, after `latch` has judged
-//! their source; `stream`, `keys` and `control` count; `codec`, `mos` and `summary` make figures of the counts.
+//! Files: `ports` deals ports; `negotiate` takes offers and answers; `agent` is our side of ICE; `relay` moves datagrams,
+//! after `latch` has judged their source; `stream`, `keys` and `control` count; `codec`, `mos` and `summary` make figures of the counts.
 //!
 //! All state is integers; floats exist only in a summary.
 
+mod agent;
 pub mod codec;
 mod control;
 mod keys;
@@ -54,6 +55,7 @@ pub use self::ports::{MediaPorts, NoPorts, PortChange, PortShare, REST, Reservat
 pub use self::relay::{Dropped, Relay};
 pub use crate::wire::sdp::rewrite::Ice;
 
+use self::agent::Ours;
 use self::line::{End, Line, Terms};
 use crate::app::BadSnapshot;
 use crate::types::Nanos;
@@ -63,7 +65,7 @@ use crate::wire::sdp::describe::{Direction, MediaKind, Transport};
 pub const MAX_STREAMS: usize = 4;
 
 /// The form of [`Media`]'s snapshot.
-const FORM: u16 = 1;
+const FORM: u16 = 2;
 
 /// How media is anchored; the same on every node.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -122,6 +124,8 @@ pub struct Media {
     /// By the side that offers.
     offers: [Option<Box<Offer>>; 2],
     before: Option<Box<Before>>,
+    /// Once a party was shown our side of ICE.
+    ice: Option<Box<Ours>>,
     /// By [`Dropped`].
     dropped: [u32; Dropped::ALL.len()],
 }
@@ -151,7 +155,7 @@ impl Media {
                     .terms
                     .ends
                     .iter()
-                    .all(|end| end.direction == Direction::SendRecv && end.media.is_somewhere())
+                    .all(|end| end.direction == Direction::SendRecv && end.is_reachable())
         };
         !self.lines.iter().any(flows)
     }

@@ -1,14 +1,14 @@
 //! Offers and answers: what each side describes, and what the other gets to read instead.
 //!
 //! Sources: RFC 3264 (offer and answer), RFC 3261 section 13.2 (which messages carry them), RFC 6141 (a re-INVITE that
-//! fails), RFC 9143 (bundled m-lines share a port).
+//! fails), RFC 9143 (bundled m-lines share a port), RFC 8839 (ICE), RFC 5761 and RFC 8858 (RTCP on the media port).
 
 use crate::app::media::line::{End, Leg, Line, Place, Terms};
 use crate::app::media::ports::{NoPorts, Reservation};
 use crate::app::media::{Before, Media, MediaSetup, Offer, Side};
 use crate::wire::sdp::describe::{Description, MediaKind, MediaLine, Transport, Unreadable};
 use crate::wire::sdp::part;
-use crate::wire::sdp::rewrite::Placement;
+use crate::wire::sdp::rewrite::{Credentials, Ice, LiteAgent, Placement};
 
 /// Why media cannot be anchored.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +41,24 @@ impl MediaError {
     }
 }
 
+/// What a description is.
+#[derive(Copy, Clone, PartialEq, Eq)]
+enum Role {
+    Offer,
+    Answer,
+}
+
+/// Where the other side is to find an m-line.
+#[derive(Copy, Clone, Default)]
+struct Lead {
+    /// The media port; 0: the line is left alone.
+    port: u16,
+    /// The names of our side of ICE.
+    credentials: Option<Credentials>,
+    /// Whether it is settled that RTCP comes to the media port.
+    muxed: bool,
+}
+
 /// A body in three pieces: before the description, the description, after it.
 struct Body<'a> {
     before: &'a [u8],
@@ -55,19 +73,28 @@ impl<'a> Body<'a> {
         Ok(Body { before: &body[..range.start], description, after: &body[range.end..] })
     }
 
-    /// The body as the other side is to read it: m-lines lead to `ports`, where there is one. Bundled m-lines that
-    /// share an address and port go on sharing one.
-    fn write(&self, setup: &MediaSetup, ports: &[u16]) -> Vec<u8> {
+    /// The body as the other side is to read it: m-lines lead where there is a port. Bundled m-lines that share an
+    /// address and port go on sharing one, and the names of ICE.
+    fn write(&self, setup: &MediaSetup, leads: &[Lead], role: Role) -> Vec<u8> {
         let media = &self.description.media;
+        let has_port = |lead: &&Lead| lead.port != 0;
         let shared = |n: usize| {
-            let same = |m: &MediaLine<'_>| (m.address, m.port) == (media[n].address, media[n].port);
+            // Where ICE is yet to find addresses all lines name the same none: whether they share one is not said before
+            // the answer.
+            let unsaid = |m: &MediaLine<'_>| m.is_held_by_address() && m.ice().is_some();
+            let unsaid = role == Role::Offer && setup.ice == Ice::Lite && unsaid(&media[n]);
+            let same =
+                |m: &MediaLine<'_>| (m.address, m.port) == (media[n].address, media[n].port) && !unsaid;
             let first = media.iter().position(|m| self.description.bundle && same(m)).unwrap_or(n);
-            ports.get(first).copied().filter(|port| *port != 0 && ports.get(n) != Some(&0))
+            leads.get(first).filter(has_port).filter(|_| leads.get(n).is_none_or(|own| own.port != 0))
         };
         let place = |n: usize| {
-            let port = shared(n)?;
-            let one_port = media[n].rtcp.is_some_and(|rtcp| rtcp.port == media[n].port);
-            Some(Placement { port, rtcp: if one_port { port } else { port | 1 } })
+            let Lead { port, credentials, muxed } = *shared(n)?;
+            let line = &media[n];
+            let one_port = line.rtcp.is_some_and(|rtcp| rtcp.port == line.port);
+            let rtcp = line.transport.is_rtp() && !one_port && !muxed;
+            let agent = credentials.map(|credentials| LiteAgent { credentials, rtcp });
+            Some(Placement { port, rtcp: if one_port { port } else { port | 1 }, agent })
         };
         let places: Vec<Option<Placement>> = (0..media.len()).map(place).collect();
         let description = self.description.rewrite(setup.address, setup.ice, &places);
@@ -86,8 +113,8 @@ impl Terms {
 }
 
 impl Offer {
-    fn new(description: &Description<'_>) -> Offer {
-        let lines = description.media.iter().map(|m| (m.kind, m.transport, End::new(m)));
+    fn new(description: &Description<'_>, ice: Ice) -> Offer {
+        let lines = description.media.iter().map(|m| (m.kind, m.transport, End::new(m, ice)));
         Offer { lines: lines.collect() }
     }
 
@@ -113,7 +140,7 @@ impl Media {
         ports: &mut Reservation<'_>,
     ) -> Result<Vec<u8>, MediaError> {
         let body = Body::read(content_type, body)?;
-        let offer = Offer::new(&body.description);
+        let mut offer = Offer::new(&body.description, setup.ice);
         // Most calls never have more.
         self.lines.reserve_exact(offer.lines.len().saturating_sub(self.lines.len()));
         for (n, (kind, transport, _)) in offer.lines.iter().enumerate() {
@@ -128,17 +155,28 @@ impl Media {
                 return Err(none.into());
             }
         }
+        self.ask_again();
+        self.date(side, &mut offer, ports);
         let offered = offer.lines.iter().zip(&mut self.lines);
         for ((kind, transport, end), line) in offered.filter(|(_, line)| !line.terms.live) {
             line.terms = Terms::nothing(*kind, *transport);
             line.terms.ends[side.index()] = end.clone();
-            line.legs.iter_mut().for_each(|leg| leg.described(true, ports.now(), setup.latch));
+            for (leg, end) in line.legs.iter_mut().zip(&line.terms.ends) {
+                leg.described(end, true, ports.now(), setup.latch);
+            }
         }
-        let local =
-            |n: usize| if offer.wants(n) { self.lines[n].legs[side.other().index()].local } else { 0 };
-        let shown: Vec<u16> = (0..offer.lines.len()).map(local).collect();
+        let to = side.other();
+        let mut leads = vec![Lead::default(); offer.lines.len()];
+        for (n, lead) in leads.iter_mut().enumerate().filter(|(n, _)| offer.wants(*n)) {
+            let does = offer.lines[n].2.ice().is_some();
+            *lead = Lead {
+                port: self.lines[n].legs[to.index()].local,
+                credentials: self.show(to, n, does, ports),
+                muxed: body.description.media[n].mux_only,
+            };
+        }
         self.offers[side.index()] = Some(Box::new(offer));
-        Ok(body.write(setup, &shown))
+        Ok(body.write(setup, &leads, Role::Offer))
     }
 
     /// Takes an answer that `side` gives in `body`; returns the body that the other side is to get.
@@ -166,24 +204,38 @@ impl Media {
             let terms = self.lines.iter().map(|line| line.terms.clone()).collect();
             self.before = Some(Box::new(Before { offerer, terms }));
         }
-        let mut shown = Vec::with_capacity(self.lines.len());
-        for (n, line) in self.lines.iter_mut().enumerate() {
+        for n in 0..self.lines.len() {
+            let generation = self.answered_generation(side, n);
+            let line = &mut self.lines[n];
             let offered = match &offer {
                 Some(offer) => offer.lines.get(n).map(|(.., end)| end.clone()).unwrap_or_default(),
                 None => line.terms.ends[offerer.index()].clone(),
             };
-            let answered = body.description.media.get(n);
+            let answered = body.description.media.get(n).map(|m| (m, answer_end(m, setup.ice, generation)));
             let terms = agreed(side, offered, answered, &line.terms, line.legs[0].local != 0);
-            shown.push(if terms.live { line.legs[offerer.index()].local } else { 0 });
             for (s, leg) in line.legs.iter_mut().enumerate() {
-                let changed = terms.ends[s].media != line.terms.ends[s].media;
-                if changed || offer.is_some() {
-                    leg.described(changed, ports.now(), setup.latch);
+                let (new, old) = (&terms.ends[s], &line.terms.ends[s]);
+                let changed = new.media != old.media;
+                if changed || new.ice() != old.ice() || offer.is_some() {
+                    leg.described(new, changed, ports.now(), setup.latch);
                 }
             }
             line.terms = terms;
         }
-        Ok(body.write(setup, &shown))
+        self.decided(side);
+        let mut leads = vec![Lead::default(); self.lines.len()];
+        for (n, lead) in leads.iter_mut().enumerate() {
+            let Line { terms, legs } = &self.lines[n];
+            if !terms.live {
+                continue;
+            }
+            let (port, muxed) = (legs[offerer.index()].local, terms.muxes());
+            // Who has offered ICE gets it, whatever was answered.
+            let generation = terms.ends[offerer.index()].ice().map(|theirs| theirs.generation);
+            let credentials = generation.map(|generation| self.credentials(offerer, generation, ports));
+            *lead = Lead { port, credentials, muxed };
+        }
+        Ok(body.write(setup, &leads, Role::Answer))
     }
 
     /// What was answered last is final: there is no way back to what held before, and ports of m-lines that were
@@ -207,7 +259,7 @@ impl Media {
                 let terms = terms.next().unwrap_or_else(nothing);
                 for (s, leg) in line.legs.iter_mut().enumerate() {
                     let changed = terms.ends[s].media != line.terms.ends[s].media;
-                    leg.described(changed, ports.now(), setup.latch);
+                    leg.described(&terms.ends[s], changed, ports.now(), setup.latch);
                 }
                 line.terms = terms;
             }
@@ -245,6 +297,7 @@ impl Media {
 impl Line {
     fn close(&mut self, ports: &mut Reservation<'_>) {
         for leg in &mut self.legs {
+            leg.ice = None;
             match std::mem::take(&mut leg.local) {
                 0 => {}
                 local => ports.free(local),
@@ -253,12 +306,29 @@ impl Line {
     }
 }
 
+/// What an answer says of an m-line, by one who was shown names of ours of this generation.
+fn answer_end(line: &MediaLine<'_>, ice: Ice, generation: u32) -> End {
+    let mut end = End::new(line, ice);
+    if let Some(theirs) = end.ice_mut() {
+        theirs.generation = generation;
+    }
+    end
+}
+
 /// What holds for an m-line after `side` has answered.
-fn agreed(side: Side, mut offered: End, answered: Option<&MediaLine<'_>>, old: &Terms, ports: bool) -> Terms {
-    let (kind, transport) = answered.map_or((old.kind, old.transport), |m| (m.kind, m.transport));
-    let live = ports && offered.media.port != 0 && answered.is_some_and(|m| can_carry(m.transport, m.port));
+fn agreed(
+    side: Side,
+    mut offered: End,
+    answered: Option<(&MediaLine<'_>, End)>,
+    old: &Terms,
+    ports: bool,
+) -> Terms {
+    let (kind, transport) =
+        answered.as_ref().map_or((old.kind, old.transport), |(m, _)| (m.kind, m.transport));
+    let carried = |m: &MediaLine<'_>| can_carry(m.transport, m.port);
+    let live = ports && offered.media.port != 0 && answered.as_ref().is_some_and(|(m, _)| carried(m));
     let mut answer = match answered {
-        Some(line) if live => End::new(line),
+        Some((_, end)) if live => end,
         _ => End::default(),
     };
     if live {

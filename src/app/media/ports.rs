@@ -5,6 +5,7 @@
 //! Who holds which pair is the slot's shared state, so a handler can only read it: a [`Reservation`] chooses pairs and
 //! collects the [`PortChange`]s that make the choice true once the handler has returned.
 
+use ring::hmac;
 use serde::{Deserialize, Serialize};
 
 use crate::app::BadSnapshot;
@@ -286,6 +287,17 @@ impl<'a> Reservation<'a> {
                 Err(NoPorts)
             }
         }
+    }
+
+    /// Random bytes that only who knows the call's key can work out. The key is a hash under the cluster's secret seed;
+    /// the draw alone would not do, since others of its entry are seen in branches and ports.
+    pub fn secret(&mut self) -> [u8; 16] {
+        self.draw = self.draw.wrapping_add(1);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.key.0.to_be_bytes());
+        let tag = hmac::sign(&key, &self.draw.to_be_bytes());
+        let mut secret = [0; 16];
+        secret.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+        secret
     }
 
     fn is_free(&self, pair: u16) -> bool {

@@ -1,4 +1,4 @@
-//! Datagrams on media ports: from one side to the other, bytes unchanged, or dropped with a reason.
+//! Datagrams on media ports: from one side to the other, bytes unchanged, or dropped with a reason; checks are answered.
 //!
 //! Sources: RFC 7983 (what shares a port), RFC 5761 (RTCP on the media port), RFC 3264 section 8.4 (hold).
 
@@ -13,7 +13,7 @@ use crate::wire::sdp::describe::Transport;
 use crate::wire::sdp::rewrite::Ice;
 
 /// What becomes of a datagram.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Relay {
     /// It goes on, unchanged.
     Forward {
@@ -23,6 +23,15 @@ pub enum Relay {
         port: u16,
         /// Where it goes.
         to: Endpoint,
+    },
+    /// It was a check of ICE, and is answered.
+    Answer {
+        /// The local port that it came to, which the answer leaves from.
+        port: u16,
+        /// Where it came from, and the answer goes.
+        to: Endpoint,
+        /// The answer.
+        bytes: Vec<u8>,
     },
     /// It does not.
     Drop(Dropped),
@@ -37,7 +46,7 @@ pub enum Dropped {
     UnknownSource,
     /// It is not what the m-line carries.
     NotMedia,
-    /// STUN where ICE was removed.
+    /// STUN where ICE was removed, or that proves nothing where it was not.
     Stun,
     /// The other side is not known yet, or refused the media.
     NoDestination,
@@ -94,8 +103,8 @@ impl Media {
         setup: &MediaSetup,
     ) -> Relay {
         let result = self.relay(now, port, source, payload, setup);
-        if let Relay::Drop(reason) = result {
-            let count = &mut self.dropped[reason as usize];
+        if let Relay::Drop(reason) = &result {
+            let count = &mut self.dropped[*reason as usize];
             *count = count.saturating_add(1);
         }
         result
@@ -113,8 +122,12 @@ impl Media {
         let here = |line: &Line| line.legs.iter().position(|leg| leg.local == even && even != 0);
         let found = self.lines.iter().enumerate().find_map(|(n, line)| Some((n, here(line)?)));
         let Some((n, from)) = found else { return Relay::Drop(Dropped::UnknownPort) };
+        let kind = kind(payload);
+        if kind == Kind::Stun && setup.ice == Ice::Lite {
+            return self.check((n, from), port, source, now, payload);
+        }
         let line = &mut self.lines[n];
-        let media = match Payload::read(payload, line.terms.transport, setup.ice, port != even) {
+        let media = match Payload::read((kind, payload), line.terms.transport, setup.ice, port != even) {
             Ok(media) => media,
             Err(reason) => return Relay::Drop(reason),
         };
@@ -158,9 +171,13 @@ enum Payload<'a> {
 }
 
 impl<'a> Payload<'a> {
-    fn read(bytes: &'a [u8], transport: Transport, ice: Ice, control: bool) -> Result<Payload<'a>, Dropped> {
-        let kind = kind(bytes);
-        if kind == Kind::Stun && ice == Ice::Remove {
+    fn read(
+        (kind, bytes): (Kind, &'a [u8]),
+        transport: Transport,
+        ice: Ice,
+        control: bool,
+    ) -> Result<Payload<'a>, Dropped> {
+        if kind == Kind::Stun && ice != Ice::Pass {
             return Err(Dropped::Stun);
         }
         if !transport.is_rtp() {
@@ -203,8 +220,11 @@ impl Line {
         // before the answer.
         let resumed = offered.filter(|end| !agreed.takes_media() && end.takes_media());
         let end = resumed.unwrap_or(agreed);
-        let learnt = end.media == agreed.media && leg.latch.media.port != 0;
-        let held = end.media.port != 0 && end.media.ip_is_zero();
+        // What ICE has found holds whatever address is described, until checks of other names find another.
+        let found = leg.ice.as_ref().is_some_and(|agent| agent.nominated(0).is_some())
+            && end.ice().zip(agreed.ice()).is_some_and(|(new, old)| new == old);
+        let learnt = (found || end.media == agreed.media) && leg.latch.media.port != 0;
+        let held = end.media.port != 0 && end.media.ip_is_zero() && end.ice().is_none();
         let place = match media {
             Payload::Rtp(_) if held || !end.direction.receives() => return Err(Dropped::Held),
             Payload::Rtcp(_) if !self.terms.muxes() => leg.control_place(end.rtcp_place(), learnt),
@@ -235,13 +255,16 @@ impl Place {
 impl End {
     /// Whether it wants media now.
     fn takes_media(&self) -> bool {
-        self.media.is_somewhere() && self.direction.receives()
+        self.is_reachable() && self.direction.receives()
     }
 }
 
 impl Leg {
     /// Where its RTCP is, as learnt if that holds, or else as described.
     fn control_place(&self, described: Place, learnt: bool) -> Place {
+        if let Some(nominated) = self.ice.as_ref().filter(|_| learnt).and_then(|agent| agent.nominated(1)) {
+            return nominated;
+        }
         match self.latch.rtcp {
             port if learnt && port != 0 => Place { ip: self.latch.media.ip, port },
             _ => described,

@@ -115,6 +115,7 @@ impl Sip {
             Relay::Forward { port, to, .. } => {
                 ctx.send(LocalId::media(endpoint, port), to, &[packet.payload]);
             }
+            Relay::Answer { port, to, bytes } => ctx.send(LocalId::media(endpoint, port), to, &[&bytes]),
             Relay::Drop(reason) => ctx.change(Change::Lost(Lost::Media(reason))),
         }
     }

@@ -12,7 +12,7 @@ use crate::app::BadSnapshot;
 use crate::app::media::PortShare;
 
 /// The form of a proxied call.
-const PROXIED: u16 = 1;
+const PROXIED: u16 = 2;
 /// What a keeper's own form is counted from.
 const KEEPER: u16 = 0x8000;
 /// The form of the shared state.

@@ -1,6 +1,7 @@
 //! Members that an entry does not need get it later, with more; nobody waits for them, and nothing is lost on them.
 
 use super::Cluster;
+use super::takeover::{map_of, moved};
 use crate::types::{Nanos, NodeId, NodeSet, Position};
 
 const LAZY: Nanos = Nanos::from_millis(2);
@@ -91,4 +92,32 @@ fn the_last_of_a_slot_reaches_everybody_and_is_forgotten() {
     }
     let last = |node: usize| cluster.shards[node].digests().iter().map(|d| d.executed).max();
     assert!(last(0) > Some(Position(1)) && last(0) == last(2));
+}
+
+#[test]
+fn a_full_window_waits_for_nobody_who_was_only_sent_late() {
+    let mut cluster = Cluster::new(3, |config| {
+        (config.lazy_after, config.masters_own, config.window) = (LAZY, true, 64);
+    });
+    for n in 0..200u8 {
+        cluster.send(&[3, n]).unwrap();
+        cluster.settle();
+    }
+    cluster.pass(LAZY);
+    let stats = cluster.shards[0].stats();
+    assert_eq!((cluster.replies.len(), stats.demotions), (200, 0), "{stats:?}");
+    assert!(cluster.digests().iter().all(|d| *d == cluster.digests()[0]));
+}
+
+#[test]
+fn who_takes_over_is_master_at_once_of_what_it_owns() {
+    let mut cluster = cluster(true);
+    let map = moved(&map_of(&cluster, 3), 3);
+    cluster.cut.insert(NodeId(1));
+    let suspects = cluster.cut;
+    cluster.shards.iter_mut().for_each(|shard| shard.on_suspects(cluster.now, suspects));
+    cluster.agree(&map);
+    cluster.pass(Nanos::from_millis(5));
+    let stats = cluster.shards[2].stats();
+    assert_eq!(stats.masters, [(3, 16)], "{stats:?}");
 }

@@ -96,6 +96,7 @@ pub(super) fn app(settings: &Settings) -> Sip {
             ice: match settings.ice {
                 config::Ice::Remove => Ice::Remove,
                 config::Ice::Pass => Ice::Pass,
+                config::Ice::Lite => Ice::Lite,
             },
             latch: LATCH,
             timeout: some(settings.media_timeout),

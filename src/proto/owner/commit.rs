@@ -1,5 +1,6 @@
 //! Acks: what is committed, what is stable, what has been answered, and whether the members agree.
 
+use super::follower::Follower;
 use super::{Owner, Stale};
 use crate::types::{Boot, Nanos, NodeId, NodeSet, Position};
 use crate::wire::frame;
@@ -111,19 +112,27 @@ impl Owner {
     }
 
     /// The members without which an entry is not committed and answered: the master, the owner's own (reached by
-    /// `local`), and as many more, in the order of their lanes, as make a commit set; those on other hosts first.
+    /// `local`), and as many more, in the order of their lanes, as make a commit set; those on other hosts first, and
+    /// those last whose acks are late. Also who should be master and is not yet: it has to hold what is committed first.
     pub fn needed(&self, local: usize) -> NodeSet {
         let mut set = NodeSet::EMPTY;
         set.insert(self.master());
+        if self.master_is_away() {
+            set.insert(self.followers[self.home()].node);
+        }
         let own = self.followers.iter().find(|f| f.lane == local && f.counted());
         own.into_iter().for_each(|f| set.insert(f.node));
         let among = |set: NodeSet| {
-            self.followers.iter().filter(move |f| f.counted() && set.contains(f.node)).map(|f| f.node)
+            let able = move |f: &&Follower| f.counted() && f.place.is_some() && set.contains(f.node);
+            self.followers.iter().filter(able).map(|f| f.node)
         };
         let here = own.map(|f| f.host);
         while !self.is_commit_set(among(set)) {
-            let more = self.followers.iter().filter(|f| f.counted() && f.trusted && !set.contains(f.node));
-            let Some(next) = more.min_by_key(|f| (Some(f.host) == here, f.lane)) else { break };
+            let able = |f: &&Follower| f.counted() && f.trusted && f.place.is_some() && !set.contains(f.node);
+            let more = self.followers.iter().filter(able);
+            let Some(next) = more.min_by_key(|f| (f.retries > 0, Some(f.host) == here, f.lane)) else {
+                break;
+            };
             set.insert(next.node);
         }
         set

@@ -246,6 +246,11 @@ impl Owner {
         &self.followers
     }
 
+    /// Whether half of what may be kept is: nobody is to be kept waiting for entries then.
+    pub fn is_filling(&self) -> bool {
+        self.log.len() as u64 * 2 >= self.config.window
+    }
+
     /// The members, for marking them as queued.
     pub fn followers_mut(&mut self) -> &mut [Follower] {
         &mut self.followers

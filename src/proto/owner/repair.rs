@@ -221,7 +221,9 @@ impl Owner {
     pub fn restore_master(&mut self) -> bool {
         let index = self.home();
         let home = &self.followers[index];
-        if self.master == index || !home.may_lead() || home.held < self.committed {
+        // It can be sent entries only once it has answered the seal; where there are none yet it soon will have.
+        let ready = home.place.is_some() || self.log.next() == 1;
+        if self.master == index || !home.may_lead() || !ready || home.held < self.committed {
             return false;
         }
         self.name_master(index);

@@ -146,6 +146,15 @@ pub struct Format<'a> {
     pub clock: u32,
 }
 
+/// The names by which one side of ICE is asked, and signs.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct IceNames<'a> {
+    /// `a=ice-ufrag`
+    pub ufrag: &'a [u8],
+    /// `a=ice-pwd`
+    pub pwd: &'a [u8],
+}
+
 /// One m-line and the lines that belong to it.
 #[derive(Clone, Debug)]
 pub struct MediaLine<'a> {
@@ -163,10 +172,14 @@ pub struct MediaLine<'a> {
     pub rtcp: Option<RtcpAt>,
     /// Whether it has `a=rtcp-mux`.
     pub mux: bool,
+    /// Whether it takes RTCP nowhere but on the media port (`a=rtcp-mux-only`, RFC 8858).
+    pub mux_only: bool,
     /// Which way media flows.
     pub direction: Direction,
-    /// Whether it can do ICE.
-    pub ice: bool,
+    /// `a=ice-ufrag` and `a=ice-pwd`, its own or else the session's.
+    ice: (Option<&'a [u8]>, Option<&'a [u8]>),
+    /// Whether it has found that it cannot do ICE with the other (`a=ice-mismatch`).
+    mismatch: bool,
     /// The last words of the m-line.
     formats: &'a [u8],
     /// The lines after the m-line.
@@ -230,28 +243,28 @@ impl<'a> Description<'a> {
 
 /// What the lines before the first m-line say for all of them.
 #[derive(Default)]
-struct Session {
+struct Session<'a> {
     has_address: bool,
     bundle: bool,
     address: Option<IpAddr>,
     direction: Direction,
-    ice: bool,
+    ice: (Option<&'a [u8]>, Option<&'a [u8]>),
 }
 
-impl Session {
-    fn take(&mut self, line: &[u8]) {
+impl<'a> Session<'a> {
+    fn take(&mut self, line: &'a [u8]) {
         if let Some(value) = line.strip_prefix(b"c=") {
             self.address = connection(value);
             self.has_address = true;
         } else if let Some(attribute) = line.strip_prefix(b"a=") {
             self.direction = Direction::read(attribute).unwrap_or(self.direction);
-            self.ice |= attribute.starts_with(b"ice-ufrag:");
+            take_ice(&mut self.ice, attribute);
             self.bundle |= attribute.starts_with(b"group:BUNDLE");
         }
     }
 
     /// `audio 49170/2 RTP/AVP 0 8`, without `m=`.
-    fn media_line<'a>(&self, value: &'a [u8]) -> Option<MediaLine<'a>> {
+    fn media_line(&self, value: &'a [u8]) -> Option<MediaLine<'a>> {
         let (kind, rest) = word(value);
         let (port, rest) = word(rest);
         let (transport, formats) = word(rest);
@@ -275,8 +288,10 @@ impl Session {
             own_address: false,
             rtcp: None,
             mux: false,
+            mux_only: false,
             direction: self.direction,
             ice: self.ice,
+            mismatch: false,
             formats,
             section: &[],
         })
@@ -285,14 +300,16 @@ impl Session {
 
 impl<'a> MediaLine<'a> {
     /// Takes in one of its lines.
-    fn take(&mut self, line: &[u8]) {
+    fn take(&mut self, line: &'a [u8]) {
         if let Some(value) = line.strip_prefix(b"c=") {
             self.address = connection(value);
             self.own_address = true;
         } else if let Some(attribute) = line.strip_prefix(b"a=") {
             self.direction = Direction::read(attribute).unwrap_or(self.direction);
             self.mux |= attribute == b"rtcp-mux";
-            self.ice |= attribute.starts_with(b"ice-ufrag:");
+            self.mux_only |= attribute == b"rtcp-mux-only";
+            self.mismatch |= attribute == b"ice-mismatch";
+            take_ice(&mut self.ice, attribute);
             if let Some(value) = attribute.strip_prefix(b"rtcp:") {
                 self.rtcp = rtcp(value);
             }
@@ -302,6 +319,16 @@ impl<'a> MediaLine<'a> {
     /// Whether it puts the other on hold in the style of RFC 2543, by an address of zeros.
     pub fn is_held_by_address(&self) -> bool {
         self.address.is_some_and(|ip| ip.is_unspecified())
+    }
+
+    /// What it needs to do ICE, if it can (RFC 8839 section 5.4).
+    pub fn ice(&self) -> Option<IceNames<'a>> {
+        let fits = |text: &[u8], least: usize| {
+            let is_ice = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/');
+            (least..=256).contains(&text.len()) && text.iter().all(is_ice)
+        };
+        let (ufrag, pwd) = (self.ice.0?, self.ice.1?);
+        (fits(ufrag, 4) && fits(pwd, 22) && !self.mismatch).then_some(IceNames { ufrag, pwd })
     }
 
     /// Its payload types in order of preference, as far as they are RTP's.
@@ -324,6 +351,14 @@ impl<'a> MediaLine<'a> {
             let mut parts = word(coding).0.split(|b| *b == b'/');
             Some((parts.next()?, parts.next().and_then(number).unwrap_or(0)))
         })
+    }
+}
+
+fn take_ice<'a>(ice: &mut (Option<&'a [u8]>, Option<&'a [u8]>), attribute: &'a [u8]) {
+    if let Some(ufrag) = attribute.strip_prefix(b"ice-ufrag:") {
+        ice.0 = Some(ufrag);
+    } else if let Some(pwd) = attribute.strip_prefix(b"ice-pwd:") {
+        ice.1 = Some(pwd);
     }
 }
 
@@ -376,7 +411,7 @@ mod tests {
         let [audio, image, message, video] = &read.media[..] else { panic!("four m-lines") };
         assert_eq!((audio.kind, audio.transport, audio.port), (MediaKind::Audio, Transport::Rtp, 4000));
         assert_eq!(audio.address, Some([10, 0, 0, 1].into()));
-        assert!(audio.mux && !audio.own_address && !audio.ice);
+        assert!(audio.mux && !audio.own_address && !audio.mux_only && audio.ice().is_none());
         let at = RtcpAt { port: 4011, ip: "2001:db8::9".parse().ok() };
         assert_eq!((audio.rtcp, audio.direction), (Some(at), Direction::SendRecv));
         let formats: Vec<_> = audio.formats().map(|f| (f.payload_type, f.name, f.clock)).collect();
@@ -389,6 +424,26 @@ mod tests {
         assert_eq!(image.address, "2001:db8::1".parse().ok());
         assert_eq!((message.transport, message.kind), (Transport::Foreign, MediaKind::Other));
         assert_eq!((video.transport, video.port), (Transport::SecureRtp, 0));
+    }
+
+    #[test]
+    fn ice_is_told_by_both_names_of_the_line_or_the_session() {
+        let pwd = "0123456789abcdefABCD+/";
+        let ice = |session: &str, line: &str| {
+            let text = format!("v=0\r\n{session}m=audio 4000 RTP/AVP 0\r\n{line}");
+            let read = Description::read(text.as_bytes()).expect("SDP");
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+            read.media[0].ice().map(|ice| (text(ice.ufrag), text(ice.pwd)))
+        };
+        let names = |ufrag: &str| Some((ufrag.to_owned(), pwd.to_owned()));
+        let (ufrag_line, pwd_line) = ("a=ice-ufrag:8hhY\r\n", format!("a=ice-pwd:{pwd}\r\n"));
+        assert_eq!(ice(&format!("{ufrag_line}{pwd_line}"), ""), names("8hhY"));
+        assert_eq!(ice("", &format!("{pwd_line}{ufrag_line}")), names("8hhY"));
+        assert_eq!(ice(&format!("a=ice-ufrag:other\r\n{pwd_line}"), ufrag_line), names("8hhY"));
+        assert_eq!(ice("", ufrag_line), None);
+        assert_eq!(ice(ufrag_line, "a=ice-pwd:short\r\n"), None);
+        assert_eq!(ice(ufrag_line, &format!("a=ice-pwd:{pwd}\"\r\n")), None);
+        assert_eq!(ice(ufrag_line, &format!("{pwd_line}a=ice-mismatch\r\n")), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod calls;
 mod cancels;
+mod checks;
 mod dialogs;
 mod endings;
 mod harness;
