@@ -122,6 +122,7 @@ impl Calls {
                 self.forwarded += 1;
                 self.astray += u32::from(SocketAddr::from(to) != datagram.destination);
             }
+            Relay::Answer { .. } => panic!("nobody was shown an agent of ours"),
             Relay::Drop(reason) => *self.dropped.entry(Dropped::name(reason)).or_default() += 1,
         }
     }
@@ -329,8 +330,8 @@ fn rewrite(bytes: &[u8], name: &str, counts: &mut (u32, u32), wrong: &mut Vec<St
     let Ok(read) = Description::read(body) else { return };
     counts.1 += 1;
     let placed: Vec<bool> = read.media.iter().map(|m| m.port != 0 && m.transport.is_udp()).collect();
-    let places: Vec<Option<Placement>> =
-        placed.iter().map(|placed| placed.then_some(Placement { port: 30_000, rtcp: 30_001 })).collect();
+    let place = Placement { port: 30_000, rtcp: 30_001, agent: None };
+    let places: Vec<Option<Placement>> = placed.iter().map(|placed| placed.then_some(place)).collect();
     let out = read.rewrite([192, 0, 2, 1].into(), Ice::Remove, &places);
     if let Err(what) = judge(body, &out, &placed) {
         wrong.push(format!("{name}: {what}"));

@@ -534,7 +534,7 @@ proptest! {
                         let source = format!("10.0.0.{}:{}", more % 3, 4000 + u16::from(more % 4));
                         let payload = match more % 5 {
                             0 => report(more.into(), 1, 2, 1, 1),
-                            1 => ice::signed(&stand, port, &source, more % 2 == 0),
+                            1 => ice::signed(stand, port, &source, more % 2 == 0),
                             2 => DTLS.to_vec(),
                             _ => rtp(101 - more % 2, more.into(), u32::from(more % 7)),
                         };

@@ -46,7 +46,7 @@ pub(super) fn signed(stand: &Stand, port: u16, source: &str, nominates: bool) ->
     });
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
     let names = names.map_or_else(Default::default, |names| (text(&names.ufrag), text(&names.pwd)));
-    let theirs = if source.len() % 2 == 0 { "abcd" } else { "efgh" };
+    let theirs = if source.ends_with('0') { "abcd" } else { "efgh" };
     check(&names, theirs, if nominates { &[(attribute::USE_CANDIDATE, b"")] } else { &[] })
 }
 
