@@ -199,6 +199,8 @@ impl Bridged {
     pub(crate) fn start_again(&mut self, node: NodeId) -> anyhow::Result<()> {
         let at =
             self.nodes.iter().position(|n| n.id == node).with_context(|| format!("there is no {node}"))?;
+        // `wait` would close its input first, and a node that is draining would end at once.
+        let _input = self.nodes[at].child.stdin.take();
         self.nodes[at].child.wait()?;
         let start = Instant::now();
         // What is under /sys/class/net is another namespace's.

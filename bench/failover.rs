@@ -14,6 +14,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use subject::{Cluster, Fault};
 use tandem::cli::load::Load;
 use tandem::cli::replay::{Control, Expect, Options, Outcome, Runner};
@@ -164,6 +165,8 @@ fn of_owner(fault: Fault, kills: usize, rate: f64) -> anyhow::Result<Vec<Seen>> 
     for number in 0..kills {
         if number > 0 && number.is_multiple_of(KILLS_OF_A_CLUSTER) {
             drop(cluster);
+            // The kernel forgets namespaces and their links in its own time.
+            std::thread::sleep(Duration::from_secs(2));
             cluster = Cluster::start(fault)?;
         }
         let victim = cluster.owner();

@@ -9,8 +9,9 @@ use crate::types::Nanos;
 
 /// What happened this long before a death may be part of it: it was on its way, or nobody had been told.
 const BEFORE: Nanos = Nanos::from_millis(30);
-/// How long a dying process may still answer.
-const DYING: Nanos = Nanos::from_millis(2);
+/// How long a dying process may still answer: a thread that runs dies when its core next looks at signals, and 3.1 ms
+/// after the kill answers have been seen.
+const DYING: Nanos = Nanos::from_millis(5);
 /// The service is not back at one moment: each shard has a socket of its own.
 const SETTLE: Nanos = Nanos::from_millis(20);
 /// No time away excuses more than this.
