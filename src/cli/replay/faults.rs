@@ -176,7 +176,7 @@ mod tests {
         faults.mark(ms(1_000), 0);
         assert_eq!(faults.excuse_copy(ms(995), ms(1_020)), Some(Some(0)));
         assert_eq!(faults.excuse_copy(ms(960), ms(1_020)), None, "everybody had been told");
-        assert_eq!(faults.excuse_copy(ms(1_003), ms(1_020)), None, "an answer of the successor");
+        assert_eq!(faults.excuse_copy(ms(1_006), ms(1_020)), None, "an answer of the successor");
         assert_eq!(faults.excuse_copy(ms(995), ms(999)), None, "before the death");
         assert_eq!(faults.excuse_copy(ms(995), ms(2_001)), None);
     }
