@@ -80,7 +80,7 @@ fn settings_of_sip_that_cannot_be() {
         (2, &[("TANDEM_MEDIA_PORTS", "9")], &["TANDEM_MEDIA_PORTS=9", "FIRST-LAST"]),
         (2, &[("TANDEM_ROUTE", "default=example.com")], &["TANDEM_ROUTE=default=example.com", "IP:PORT"]),
         (2, &[("TANDEM_SESSION_EXPIRES", "30s")], &["TANDEM_SESSION_EXPIRES=30s", "90s"]),
-        (2, &[("TANDEM_ICE", "melt")], &["TANDEM_ICE=melt", "remove or pass"]),
+        (2, &[("TANDEM_ICE", "melt")], &["TANDEM_ICE=melt", "remove, pass or lite"]),
         (1, &[sip, ("TANDEM_ROUTES", "/no/such/routes")], &["TANDEM_ROUTES=/no/such/routes", "No such file"]),
         (
             1,

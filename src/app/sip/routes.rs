@@ -326,7 +326,9 @@ impl Reader {
                 format!("accepted is: {kind} NAME TARGETS, NAME of 1 to {MAX_MATCH} bytes"),
             ));
         }
-        if kind == "domain" && Host::parse(what.as_bytes()).is_none() {
+        // One dot at the end means the root; more, or nothing before it, is no name.
+        let rootless = |what: &str| matches!(domain_form(what).bytes().last(), None | Some(b'.'));
+        if kind == "domain" && (Host::parse(what.as_bytes()).is_none() || rootless(what)) {
             return Err(wrong(
                 line,
                 what,

@@ -179,6 +179,13 @@ fn a_cache_holds_one_copy_as_long_as_somebody_does() {
     assert!(cache.get("default x").is_err());
 }
 
+#[test]
+fn a_domain_of_dots_is_no_name() {
+    for (domain, good) in [("a.", true), ("a", true), (".", false), ("..", false), ("a..", false)] {
+        assert_eq!(Routes::parse(&format!("domain {domain} 10.0.0.1")).is_ok(), good, "{domain}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_text_is_read_or_refused_and_the_canonical_text_is_stable(
