@@ -250,8 +250,8 @@ impl Control {
             ControlFrame::Report(report, lost) => {
                 let peer = &mut self.peers[at];
                 let news = peer.delegate.on_report(now.mono, echoed, report, lost);
-                // Whoever has an older map gets the newer one without waiting for a beat.
-                peer.beat_due |= news && peer.delegate.map() < self.council.map().version;
+                // Whoever has an older map gets the newer one, and an owner its lease, without waiting for a beat.
+                peer.beat_due |= news;
             }
             ControlFrame::Consensus(letter) => self.council.on_consensus(self.peers[at].node, letter),
             ControlFrame::Map(bytes) => {
@@ -277,6 +277,7 @@ impl Control {
             self.detector.on_refused(now.mono, node);
         }
         // The voters have to hear what follows from it now.
+        self.council.stir(now.mono);
         self.peers.iter_mut().for_each(|peer| peer.beat_due |= peer.joined);
     }
 
@@ -331,7 +332,7 @@ impl Control {
 
     /// Whether an answer of a peer is awaited that decides something: worth another turn before the next beat.
     pub fn is_busy(&self) -> bool {
-        self.council.is_voter() && self.council.is_deciding()
+        self.council.is_astir(self.turned)
     }
 
     /// Whether this node leads the voters, and how addresses have moved as far as it knows.
@@ -478,11 +479,16 @@ impl Control {
         self.turned = now.mono;
         let tick = std::mem::take(&mut self.ticked);
         let suspects = self.all_suspects();
+        let known = self.council.map().version;
         let Control { council, peers, detector, silence, .. } = self;
         silence.clear();
         silence.extend(peers.iter().map(|peer| detector.silence(peer.node)));
         let (mono, wall) = (now.mono, now.wall);
         council.turn(Turn { now: mono, wall, peers, silence, suspects }, tick);
+        if council.map().version != known {
+            // Leases follow from the new map, and those who do not have it need it.
+            peers.iter_mut().for_each(|peer| peer.beat_due |= peer.joined);
+        }
         self.events.extend(council.changes.drain(..).map(|c| ControlEvent::Proposed(c.to_string())));
         if self.council.is_disowned() && !std::mem::replace(&mut self.told_disowned, true) {
             self.events.push(ControlEvent::Disowned);

@@ -225,7 +225,7 @@ impl ControlCore for Control {
             "bad_maps": dropped.bad_maps,
             "voter": self.voter_counters().map(|c| json!({
                 "malformed": c.malformed, "strangers": c.strangers, "late": c.late, "oversize": c.oversize,
-                "asked_again": c.asked_again,
+                "asked_again": c.asked_again, "brought_back": c.brought_back, "stood": c.stood,
             })),
             "deaf": dropped.deaf,
             "dropped": { "malformed": dropped.malformed, "stale": dropped.stale },

@@ -60,6 +60,8 @@ pub struct VoterCounters {
     pub asked_again: u64,
     /// How often it, as the leader, opened a round for a voter that followed nobody.
     pub brought_back: u64,
+    /// How often it stood for leader without waiting for an election.
+    pub stood: u64,
 }
 
 /// What was saved cannot be used.
@@ -271,6 +273,16 @@ impl Voter {
                     break;
                 }
             }
+            self.settle();
+        }
+    }
+
+    /// Opens a round of its own without waiting for an election: for when the leader is lost or should be relieved.
+    /// Standing in vain, or against another voter that stands, costs time but harms nothing.
+    pub fn stand(&mut self) {
+        if let (false, Seat::Among(paxos)) = (self.disowned, &mut self.seat) {
+            self.counters.stood += 1;
+            paxos.try_become_leader();
             self.settle();
         }
     }

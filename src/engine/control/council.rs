@@ -9,6 +9,8 @@
 //! the leader move the owner's addresses. A promise lives in memory: a voter that has restarted grants nothing until the
 //! map has its new life, and that is another map.
 
+mod lead;
+mod pace;
 mod report;
 mod stuck;
 
@@ -21,7 +23,7 @@ use crate::proto::map::{ClusterMap, MapNode, MapShape, NodeState};
 use crate::proto::steward::{Change, NodeView, Steward, StewardConfig, drain_refused};
 use crate::proto::voter::{Voter, VoterCounters, VoterError};
 use crate::types::{Boot, Nanos, NodeId, NodeSet};
-use crate::wire::council::{DRAINING, LEASE_OK, LostMember, Report};
+use crate::wire::council::{DRAINING, LEASE_OK, LostMember};
 
 /// Clocks of two machines run at rates that differ by less than this part.
 const DRIFT_PER_CENT: u64 = 2;
@@ -31,8 +33,6 @@ const ASK_AGAIN: Nanos = Nanos::from_millis(10);
 const MAP_AGAIN_AFTER: Nanos = Nanos::from_millis(3);
 /// How long nodes may take to meet.
 const MEET_WITHIN: Nanos = Nanos::from_secs(1);
-/// How old a report may be.
-const REPORT_AGE: Nanos = Nanos::from_millis(200);
 /// How long an owner that drains waits at least, after it has stopped releasing, for the members to hear what is on the
 /// wire.
 const DRAIN_PAUSE: Nanos = Nanos::from_millis(5);
@@ -94,6 +94,10 @@ pub(super) struct Council {
     lost: Vec<LostMember>,
     /// Since when a promise holds back an owner that is there, and how often that was mended.
     held_back: (Option<Nanos>, u32),
+    /// Until when links are looked at between beats.
+    astir_until: Nanos,
+    /// Since when the leader could be relieved, and under which map.
+    apart_since: Option<(u32, Nanos)>,
     /// What the steward was last asked without finding anything to change: map, time, views.
     unchanged: Option<(u32, Nanos, Vec<NodeView>)>,
     pub(super) changes: Vec<Change>,
@@ -156,6 +160,8 @@ impl Council {
             stopped_at: None,
             lost: Vec::new(),
             held_back: (None, 0),
+            astir_until: Nanos::ZERO,
+            apart_since: None,
             unchanged: None,
             changes: Vec::new(),
             failovers: Vec::new(),
@@ -181,10 +187,6 @@ impl Council {
 
     pub(super) fn held_until(&self) -> Nanos {
         self.held_until
-    }
-
-    pub(super) fn is_voter(&self) -> bool {
-        self.voter.is_some()
     }
 
     pub(super) fn leads(&self) -> bool {
@@ -227,6 +229,10 @@ impl Council {
         }
         self.draining = true;
         Ok(())
+    }
+
+    fn has_address(&self, node: NodeId) -> bool {
+        self.map.addresses.iter().any(|a| a.owner == node)
     }
 
     fn owns(&self, node: NodeId, boot: Boot) -> bool {
@@ -279,6 +285,7 @@ impl Council {
         }
         let excess = self.failovers.len().saturating_sub(MOST_FAILOVERS);
         self.failovers.drain(..excess);
+        self.stir(now);
         self.map = Arc::new(map);
         self.map_bytes = postcard::to_stdvec(&*self.map).unwrap_or_default();
         if let Some(voter) = &mut self.voter {
@@ -296,8 +303,10 @@ impl Council {
         }
         self.take_decided(turn.now, turn.wall, turn.peers);
         turn.peers.iter_mut().for_each(|peer| peer.delegate.stamp(turn.now));
+        self.watch(&turn);
         self.promise(&mut turn);
         self.renew(&turn);
+        self.stand(&turn);
         self.propose(&turn);
         self.take_decided(turn.now, turn.wall, turn.peers);
     }
@@ -307,10 +316,13 @@ impl Council {
         self.exited.iter().any(|(n, b)| *n == node && *b >= boot)
     }
 
+    fn agreed_boot(&self, node: NodeId) -> Boot {
+        self.map.node(node).map_or(Boot(0), |n| n.boot)
+    }
+
     /// Whether a peer is silent: for this long, or ever since this node has lived, or by its supervisor's word.
     fn is_silent(&self, now: Nanos, peer: &Peer, silence: Option<Nanos>) -> bool {
-        let agreed = || self.map.node(peer.node).map_or(Boot(0), |n| n.boot);
-        self.has_ended(peer.node, peer.boot.unwrap_or_else(agreed))
+        self.has_ended(peer.node, peer.boot.unwrap_or_else(|| self.agreed_boot(peer.node)))
             || !peer.joined && now.since(self.started) >= MEET_WITHIN.max(self.config.dead_after)
             || peer.joined && silence.is_some_and(|silence| silence >= self.config.dead_after)
     }
@@ -492,25 +504,13 @@ impl Council {
     /// What the leader knows of every node.
     pub(super) fn views(&self, turn: &Turn<'_>) -> Vec<NodeView> {
         let mine = self.report(turn.now, turn.suspects, self.silent(turn), NodeSet::EMPTY, None);
-        let votes = |node: NodeId, of: fn(&Report) -> u64, own: NodeSet| {
-            let heard = turn.peers.iter().filter(|p| self.config.voters.contains(&p.node) && p.joined);
-            let counts = |p: &&Peer| {
-                p.delegate.report.as_ref().is_some_and(|(report, _, at)| {
-                    report.map.get() == self.map.version
-                        && turn.now.since(*at) < REPORT_AGE
-                        && p.boot.is_some_and(|boot| self.map.is_live(p.node, boot))
-                        && NodeSet(of(report)).contains(node)
-                })
-            };
-            heard.filter(counts).count() + usize::from(own.contains(node) && self.voter.is_some())
-        };
         let promised = self.promises(turn.now, turn.peers);
         let silent = self.silent(turn);
         let nodes = self.config.shape.nodes.iter().map(|n| n.id);
         nodes
             .map(|node| {
-                let silent_votes = votes(node, |r| r.silent.get(), silent);
-                let promises = votes(node, |r| r.promised.get(), promised);
+                let silent_votes = self.votes(turn, node, |r| r.silent.get(), silent);
+                let promises = self.votes(turn, node, |r| r.promised.get(), promised);
                 let exited = self.exited.iter().filter(|(n, _)| *n == node).map(|(_, b)| *b).max();
                 if node == self.me {
                     return NodeView {
@@ -558,9 +558,9 @@ impl Council {
         silent
     }
 
-    /// Whether something was proposed that is not decided.
+    /// Whether it stands for leader, or something was proposed that is not decided.
     pub(super) fn is_deciding(&self) -> bool {
-        self.voter.as_ref().is_some_and(|voter| voter.is_leader() && !voter.can_propose())
+        self.leader() == Some(self.me) && !self.voter.as_ref().is_some_and(Voter::can_propose)
     }
 
     /// Letters for other voters. What they say is durable.

@@ -76,9 +76,4 @@ impl Delegate {
     pub(super) fn last_grant(&self, now: Nanos) -> Nanos {
         if self.granted == 0 { Nanos::ZERO } else { self.granted_at.unwrap_or(now) }
     }
-
-    /// The map the peer knows.
-    pub(super) fn map(&self) -> u32 {
-        self.report.as_ref().map_or(0, |(report, _, _)| report.map.get())
-    }
 }

@@ -1,6 +1,7 @@
 //! The rules of joining, by controls that talk to each other over a link with a delay.
 
 mod council;
+mod lead;
 mod leases;
 
 use std::collections::VecDeque;

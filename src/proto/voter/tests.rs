@@ -123,6 +123,9 @@ impl Rig {
         let Some(voter) = site.voter.as_mut().filter(|_| site.asleep_until <= tick) else { return };
         letters.iter().for_each(|(from, bytes)| voter.on_message(NodeId(*from as u16 + 1), bytes));
         voter.tick();
+        if rough && self.dice.once_in(200) {
+            voter.stand();
+        }
         if voter.can_propose() && self.dice.once_in(8) {
             self.marks += 1;
             assert!(voter.propose(after(site.newest.as_ref(), self.marks)));

@@ -8,7 +8,30 @@ use crate::proto::steward::NodeReport;
 use crate::types::{Nanos, NodeId, NodeSet};
 use crate::wire::council::{self, DRAIN_DONE, DRAINING, GRANTS, LEASE_OK, LostMember, Report};
 
+/// How old a report may be.
+const REPORT_AGE: Nanos = Nanos::from_millis(200);
+
 impl Council {
+    /// How many voters say so of a node in their reports about the present map, this one included.
+    pub(super) fn votes(
+        &self,
+        turn: &Turn<'_>,
+        node: NodeId,
+        of: fn(&Report) -> u64,
+        own: NodeSet,
+    ) -> usize {
+        let heard = turn.peers.iter().filter(|p| self.config.voters.contains(&p.node) && p.joined);
+        let counts = |p: &&Peer| {
+            p.delegate.report.as_ref().is_some_and(|(report, _, at)| {
+                report.map.get() == self.map.version
+                    && turn.now.since(*at) < REPORT_AGE
+                    && p.boot.is_some_and(|boot| self.map.is_live(p.node, boot))
+                    && NodeSet(of(report)).contains(node)
+            })
+        };
+        heard.filter(counts).count() + usize::from(own.contains(node) && self.voter.is_some())
+    }
+
     /// A node's report, as the steward takes it.
     pub(super) fn node_report(&self, report: &Report, lost: &[LostMember]) -> NodeReport {
         NodeReport {

@@ -22,7 +22,7 @@ pub(super) fn config(nodes: u16, stored: Option<Vec<u8>>) -> CouncilConfig {
     }
 }
 
-fn formed() -> Rig {
+pub(super) fn formed() -> Rig {
     let mut rig = Rig::new([settings(1, 10, AGREED), settings(2, 10, AGREED), settings(3, 10, AGREED)]);
     rig.run(300_000);
     for node in 1..=3 {
@@ -32,7 +32,7 @@ fn formed() -> Rig {
 }
 
 /// Nodes that have a lease now.
-fn holders(rig: &mut Rig) -> Vec<usize> {
+pub(super) fn holders(rig: &mut Rig) -> Vec<usize> {
     let now = rig.now().mono;
     (1..=3).filter(|n| rig.controls[n - 1].as_ref().is_some_and(|c| c.lease_until() > now)).collect()
 }
