@@ -87,7 +87,7 @@ impl<A: CallApp> Shard<A> {
         let soon = self.next_timer().min(lanes.unwrap_or(Nanos::MAX)).min(self.restore_due()).min(told);
         let local = &self.lanes[self.local];
         let rest = !local.dirty.is_empty() || !local.replies.is_empty() || !local.packer.is_empty();
-        if rest { now.mono } else { soon.min(self.chores_due()) }
+        if rest || !self.ready.is_empty() { now.mono } else { soon.min(self.chores_due()) }
     }
 
     /// When slots are to be looked at, sealed, pulled or delivered again.

@@ -30,6 +30,7 @@ pub mod report;
 mod resync;
 pub mod shard;
 pub mod stats;
+mod opening;
 mod takeover;
 #[cfg(test)]
 mod tests;

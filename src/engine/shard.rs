@@ -99,6 +99,8 @@ pub(super) struct SlotState<A: CallApp> {
     pub(super) owner: Option<Owner>,
     /// It is owned here, but what its log is has still to be found.
     pub(super) recovery: Option<Box<Recovery>>,
+    /// It is found, and the slot may be opened.
+    pub(super) ready: bool,
     /// Clients' packets that wait for that.
     pub(super) waiting: VecDeque<Waiting>,
     pub(super) seat: Option<Seat<A>>,
@@ -116,6 +118,7 @@ impl<A: CallApp> SlotState<A> {
         SlotState {
             owner: None,
             recovery: None,
+            ready: false,
             waiting: VecDeque::new(),
             seat: None,
             ahead: Nanos::ZERO,
@@ -164,6 +167,8 @@ pub struct Shard<A: CallApp> {
     pub(super) lease: Nanos,
     /// Slots that are being recovered, when they are asked for again, and how often they have been.
     pub(super) recovering: u32,
+    /// Those that may be opened.
+    pub(super) ready: VecDeque<u16>,
     pub(super) seal_at: Nanos,
     pub(super) seal_round: u32,
     /// Packets that wait for a recovery, over all slots.
@@ -211,6 +216,7 @@ impl<A: CallApp> Shard<A> {
             map: Arc::clone(&config.map),
             lease: Nanos::ZERO,
             recovering: 0,
+            ready: VecDeque::new(),
             seal_at: Nanos::MAX,
             seal_round: 0,
             waiting: 0,
@@ -269,7 +275,7 @@ impl<A: CallApp> Shard<A> {
         if packet.payload.len() > MAX_PAYLOAD {
             return Err(DropReason::TooLong);
         }
-        if self.slots[index].recovery.is_some() {
+        if self.slots[index].recovery.is_some() && !self.open_if_ready(now, index) {
             return self.wait_for_recovery(index, key, packet);
         }
         if self.slots[index].owner.is_none() {

@@ -8,19 +8,16 @@ use super::machine::SlotMachine;
 use super::shard::{MASTER_BACK_AFTER, Seat, Shard};
 use crate::app::CallApp;
 use crate::app::table::CallTable;
-use crate::proto::clock::LogicalClock;
 use crate::proto::map::{ClusterMap, MapMember, NodeState};
 use crate::proto::member::Member;
 use crate::proto::owner::follower::FrameSink;
 use crate::proto::owner::recovery::{Recovery, Verdict};
-use crate::proto::owner::{Owner, OwnerConfig};
 use crate::types::{Nanos, NodeId, Now, Position, Slot, Term};
 use crate::wire::frame::{self, ALL_SLOTS, Frame};
-use crate::wire::record::EntryKind;
 use std::sync::Arc;
 
 /// After how much quiet members are told what has been released and is stable.
-const TELL_AFTER: Nanos = Nanos::from_millis(250);
+pub(super) const TELL_AFTER: Nanos = Nanos::from_millis(250);
 /// How soon members that have not answered a seal are asked again: doubled each time, up to...
 const SEAL_AGAIN_AFTER: Nanos = Nanos::from_millis(3);
 /// ...so many times.
@@ -31,7 +28,7 @@ const ONE_BY_ONE: usize = 64;
 const FETCH_ROOM: usize = 32 * 1024;
 
 /// The lane of a node that this one does not know yet: never trusted, so that nothing is ever written to it.
-const NO_LANE: usize = usize::MAX;
+pub(super) const NO_LANE: usize = usize::MAX;
 
 impl<A: CallApp> Shard<A> {
     /// A newer map has been agreed on.
@@ -137,6 +134,7 @@ impl<A: CallApp> Shard<A> {
         if let Some(owner) = self.slots[index].owner.take() {
             self.retained = self.retained.saturating_sub(owner.retained().0);
         }
+        self.slots[index].ready = false;
         if self.slots[index].recovery.take().is_some() {
             self.recovering -= 1;
         }
@@ -145,7 +143,7 @@ impl<A: CallApp> Shard<A> {
     }
 
     /// Tells the slot's owner whom this node trusts.
-    fn trust_all(&mut self, index: usize) {
+    pub(super) fn trust_all(&mut self, index: usize) {
         for lane in 0..self.lanes.len() {
             let (node, trusted) = (self.lanes[lane].node, self.lanes[lane].trusted());
             let boot = self.lanes[lane].boot.filter(|_| trusted);
@@ -256,7 +254,8 @@ impl<A: CallApp> Shard<A> {
     /// Goes on with a recovery as far as the answers allow.
     fn progress(&mut self, now: Now, index: usize) {
         let map = Arc::clone(&self.map);
-        let Some(recovery) = &mut self.slots[index].recovery else { return };
+        let state = &mut self.slots[index];
+        let Some(recovery) = state.recovery.as_mut().filter(|_| !state.ready) else { return };
         let group = map.group(recovery.slot());
         if group.members.is_empty() {
             return;
@@ -286,7 +285,7 @@ impl<A: CallApp> Shard<A> {
             self.counts.lossy_recoveries += 1;
         }
         if !self.fetch(index) {
-            self.open(now, index);
+            self.make_ready(now, index);
         }
     }
 
@@ -325,56 +324,6 @@ impl<A: CallApp> Shard<A> {
             Some(index) => self.progress(now, index),
             None => self.counts.drop_ahead += 1,
         }
-    }
-
-    /// The slot's log is known: it has an owner now.
-    fn open(&mut self, now: Now, index: usize) {
-        let Some(mut recovery) = self.slots[index].recovery.take() else { return };
-        self.recovering -= 1;
-        self.counts.recoveries += 1;
-        let (slot, term) = (recovery.slot(), recovery.term());
-        let survived = recovery.survived();
-        let heard = self.heard_time;
-        let clock = self.clock.get_or_insert_with(|| match heard {
-            Some(heard) => LogicalClock::resume(heard.wall, heard),
-            None => LogicalClock::new(now),
-        });
-        self.slots[index].ahead = clock.advance(survived.last_time, now);
-        let rules = OwnerConfig {
-            commit: self.map.commit.into(),
-            window: self.config.window,
-            tell_after: TELL_AFTER,
-            address: self.map.address_of(slot) as u16,
-            home: self.config.masters_own.then_some(self.config.me),
-            safeguards: self.config.safeguards,
-        };
-        let map = Arc::clone(&self.map);
-        let owner = {
-            let lane = |node| self.lane(node).unwrap_or(NO_LANE);
-            Owner::new(slot, term, rules, survived, map.group(slot), lane)
-        };
-        let (tail, kept) = (owner.tail(), owner.retained().0);
-        self.retained += kept;
-        self.slots[index].owner = Some(owner);
-        self.trust_all(index);
-        self.changing(index, |owner, _, counts| {
-            for (node, boot, sealed) in recovery.answers() {
-                counts.drop_incarnation += u64::from(owner.on_sealed(node, boot, sealed).is_err());
-            }
-            owner.restore_master();
-        });
-        self.restore_at = self.restore_at.min(now.mono + MASTER_BACK_AFTER);
-        // An entry of its own term: what was recovered is committed with it (Raft, section 5.4.2).
-        if tail == Position(0) {
-            self.found(now, index);
-        } else if self.append(now, index, EntryKind::Tick).is_ok() {
-            self.counts.ticks += 1;
-            self.moved.extend(self.config.takeover.as_ref().map(|_| index as u16));
-        }
-        self.enqueue(index);
-        self.arm(index);
-        self.take_waiting(now, index);
-        self.standing.look_again();
     }
 
     /// The machine of a seat.

@@ -77,6 +77,7 @@ impl<A: CallApp> Shard<A> {
         if self.restore_at <= now.mono {
             self.restore_masters(now);
         }
+        self.open_some(now);
         if self.seal_at <= now.mono {
             self.seal(now);
         }

@@ -86,10 +86,11 @@ impl Recovery {
         self.began
     }
 
-    /// Takes an answer; whether it is of this term.
+    /// Takes an answer; whether it is of this term. One that comes when it is settled tells the owner where that member
+    /// stands.
     pub fn on_sealed(&mut self, node: NodeId, boot: Boot, sealed: &frame::Sealed) -> bool {
-        if Term(sealed.term.get()) != self.term || self.settled {
-            return Term(sealed.term.get()) == self.term;
+        if Term(sealed.term.get()) != self.term {
+            return false;
         }
         let lost = sealed.last_term.get() == LOST;
         if !lost {
@@ -178,6 +179,11 @@ impl Recovery {
         let best = self.answers.iter().filter(counts).max_by_key(rank).copied();
         self.settled = true;
         self.winner = best.map(|best| (best, RecordLog::new(best.sealed.first.get().max(1))));
+    }
+
+    /// Whether the log that survives has outputs of which nobody knows that they are on the wire.
+    pub fn owes(&self) -> bool {
+        self.winner.as_ref().is_some_and(|(answer, _)| answer.sealed.outputs.get() > self.released)
     }
 
     /// From whom entries are to be fetched, and from which position on; `None`: there is nothing more to fetch.
