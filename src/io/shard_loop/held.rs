@@ -53,18 +53,12 @@ impl Held {
 impl<C: ShardCore> ShardLoop<C> {
     /// Takes news of the map and the lease, and opens and closes endpoints by them.
     pub(super) fn follow_map(&mut self, now: Now) -> io::Result<()> {
-        let lease = self.parts.cells.lease_until();
-        if lease != self.held.lease {
-            let (had, has) = (self.held.lease > now.mono, lease > now.mono);
-            self.held.lease = lease;
-            self.core.on_lease(now, lease);
-            if has && !had {
-                self.plan(now.mono);
-            }
-        }
-        let news = self.parts.cells.take_map(&mut self.held.seen);
-        let is_news = news.is_some();
-        if let Some(map) = news {
+        let mut is_news = false;
+        loop {
+            // Before the map: a lease that is read here belongs to the map that is taken next, or to the one before.
+            self.follow_lease(now);
+            let Some(map) = self.parts.cells.take_map(&mut self.held.seen) else { break };
+            is_news = true;
             self.core.on_map(now, map.clone());
             let owned = |slot| map.owns(map.address_of(slot), self.parts.node, self.parts.boot);
             self.parts.outgoing.records.iter_mut().for_each(|records| records.forget(owned));
@@ -91,6 +85,18 @@ impl<C: ShardCore> ShardLoop<C> {
             self.parts.cells.shards[usize::from(self.parts.shard)].set_followed(self.held.seen);
         }
         Ok(())
+    }
+
+    fn follow_lease(&mut self, now: Now) {
+        let lease = self.parts.cells.lease_until();
+        if lease != self.held.lease {
+            let (had, has) = (self.held.lease > now.mono, lease > now.mono);
+            self.held.lease = lease;
+            self.core.on_lease(now, lease);
+            if has && !had {
+                self.plan(now.mono);
+            }
+        }
     }
 
     /// What was held back in this turn leaves in the next, and that comes with the lease: which may just have come.
