@@ -157,6 +157,8 @@ pub struct Control {
     workers: Workers,
     council: Council,
     told_disowned: bool,
+    /// The version of the map that all peers were last told of without waiting for a beat.
+    told_map: u32,
     /// When the last turn was.
     turned: Nanos,
     /// A beat was due in this turn.
@@ -187,6 +189,7 @@ impl Control {
         Ok(Control {
             council,
             told_disowned: false,
+            told_map: 0,
             turned: Nanos::ZERO,
             ticked: false,
             silence: Vec::new(),
@@ -330,7 +333,7 @@ impl Control {
         self.council.on_votes_saved();
     }
 
-    /// Whether an answer of a peer is awaited that decides something: worth another turn before the next beat.
+    /// Whether an address may have to move: answers of peers are worth a turn between beats.
     pub fn is_busy(&self) -> bool {
         self.council.is_astir(self.turned)
     }
@@ -479,13 +482,12 @@ impl Control {
         self.turned = now.mono;
         let tick = std::mem::take(&mut self.ticked);
         let suspects = self.all_suspects();
-        let known = self.council.map().version;
         let Control { council, peers, detector, silence, .. } = self;
         silence.clear();
         silence.extend(peers.iter().map(|peer| detector.silence(peer.node)));
         let (mono, wall) = (now.mono, now.wall);
         council.turn(Turn { now: mono, wall, peers, silence, suspects }, tick);
-        if council.map().version != known {
+        if council.map().version != std::mem::replace(&mut self.told_map, council.map().version) {
             // Leases follow from the new map, and those who do not have it need it.
             peers.iter_mut().for_each(|peer| peer.beat_due |= peer.joined);
         }

@@ -25,12 +25,12 @@ mod flush;
 mod lane;
 mod machine;
 mod notice;
+mod opening;
 mod relay;
 pub mod report;
 mod resync;
 pub mod shard;
 pub mod stats;
-mod opening;
 mod takeover;
 #[cfg(test)]
 mod tests;

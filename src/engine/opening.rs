@@ -38,10 +38,14 @@ impl<A: CallApp> Shard<A> {
 
     /// Opens some of the slots that wait for nothing else.
     pub(super) fn open_some(&mut self, now: Now) {
-        for _ in 0..MOST_A_TURN.min(self.ready.len()) {
-            let Some(index) = self.ready.pop_front().map(usize::from) else { return };
-            // One whose members are all gone is looked at again with the next map.
-            if !self.open_if_ready(now, index) {
+        let mut opened = 0;
+        while opened < MOST_A_TURN
+            && let Some(index) = self.ready.pop_front().map(usize::from)
+        {
+            // One that was opened meanwhile; or whose members are all gone: it is looked at again with the next map.
+            if self.open_if_ready(now, index) {
+                opened += 1;
+            } else {
                 self.slots[index].ready = false;
             }
         }

@@ -1,8 +1,8 @@
 //! Following the cluster map: who is a member of what, and taking over the slots of a service address.
 //!
 //! A new owner seals the members of every version of a slot's member set that is not confirmed out of use, goes on
-//! with the log that survives ([`Recovery`]), and opens each slot as soon as its own seal is complete. Packets that
-//! arrive meanwhile wait, up to a bound.
+//! with the log that survives ([`Recovery`]), and may open each slot (`super::opening`) as soon as its own seal is complete.
+//! Packets that arrive meanwhile wait, up to a bound.
 
 use super::machine::SlotMachine;
 use super::shard::{MASTER_BACK_AFTER, Seat, Shard};
@@ -242,6 +242,9 @@ impl<A: CallApp> Shard<A> {
         let (node, boot) = (self.lanes[lane].node, self.lanes[lane].boot.unwrap_or_default());
         if let Some(recovery) = &mut self.slots[index].recovery {
             if recovery.on_sealed(node, boot, sealed) {
+                if recovery.reconsider(self.map.group(Slot(sealed.slot.get()))) {
+                    self.slots[index].ready = false;
+                }
                 self.progress(now, index);
             } else {
                 self.counts.drop_term += 1;

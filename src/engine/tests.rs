@@ -12,6 +12,7 @@ mod admission;
 mod early;
 mod faults;
 mod lazy;
+mod opening;
 mod rules;
 mod takeover;
 
@@ -203,27 +204,32 @@ impl Cluster {
     /// Flushes and delivers until nothing moves.
     pub(super) fn settle(&mut self) {
         for _ in 0..100 {
-            let mut moved = false;
-            for at in 0..self.shards.len() {
-                let mut sent = Sent::default();
-                self.shards[at].on_timeout(self.now);
-                self.shards[at].flush(self.now, &mut sent);
-                self.shards[at].on_sent(self.now, sent.client.len());
-                self.replies.append(&mut sent.client);
-                self.multicasts += sent.multicast;
-                let from = NodeId(at as u16 + 1);
-                for (to, bytes) in sent.peer {
-                    moved = true;
-                    if !self.cut.contains(to) && !self.cut.contains(from) {
-                        self.shards[usize::from(to.0) - 1].on_peer(self.now, from, self.boots[at], &bytes);
-                    }
-                }
-            }
-            if !moved {
+            if !self.turn() {
                 return;
             }
         }
         panic!("the cluster does not come to rest");
+    }
+
+    /// One turn of every shard; whether anything moved.
+    pub(super) fn turn(&mut self) -> bool {
+        let mut moved = false;
+        for at in 0..self.shards.len() {
+            let mut sent = Sent::default();
+            self.shards[at].on_timeout(self.now);
+            self.shards[at].flush(self.now, &mut sent);
+            self.shards[at].on_sent(self.now, sent.client.len());
+            self.replies.append(&mut sent.client);
+            self.multicasts += sent.multicast;
+            let from = NodeId(at as u16 + 1);
+            for (to, bytes) in sent.peer {
+                moved = true;
+                if !self.cut.contains(to) && !self.cut.contains(from) {
+                    self.shards[usize::from(to.0) - 1].on_peer(self.now, from, self.boots[at], &bytes);
+                }
+            }
+        }
+        moved
     }
 
     pub(super) fn pass(&mut self, time: Nanos) {

@@ -57,7 +57,7 @@ const ANSWER_BYTES: usize = 1 << 20;
 const COMPLAIN_EVERY: Nanos = Nanos::from_secs(30);
 /// A turn that begins this much after its deadline is late.
 const LATE: Nanos = Nanos::from_millis(1);
-/// How often the links are looked at while the voters decide something: their datagrams wake nobody.
+/// How often the links are looked at while an address may have to move: their datagrams wake nobody.
 const BUSY_TURN: Nanos = Nanos::from_micros(250);
 
 /// What the loop drives: `engine::Control`, or a stand-in in tests.
@@ -85,7 +85,7 @@ pub trait ControlCore {
     fn take_votes(&mut self) -> Option<Vec<u8>>;
     /// What was last taken is durable.
     fn on_votes_saved(&mut self);
-    /// Something is being decided that an answer of a peer is needed for.
+    /// An address may have to move: answers of peers are worth a turn between beats.
     fn is_busy(&self) -> bool;
     /// By the map this life of the node is over.
     fn is_fenced(&self) -> bool;

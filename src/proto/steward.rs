@@ -151,6 +151,8 @@ pub struct Steward {
     config: StewardConfig,
     /// Since when all voters, and since when a majority of them, have been there, before the first map.
     complete_since: [Option<Nanos>; 2],
+    /// Since when some groups have settled and others have not.
+    settled_since: Option<Nanos>,
     /// Since when each group has had fewer members than it should.
     short_since: Vec<Option<Nanos>>,
     /// Since when each group has been blocked.
@@ -198,6 +200,7 @@ impl Steward {
         Steward {
             config,
             complete_since: [None; 2],
+            settled_since: None,
             short_since: vec![None; groups],
             blocked_since: vec![None; groups],
         }

@@ -278,7 +278,8 @@ impl Voter {
     }
 
     /// Opens a round of its own without waiting for an election: for when the leader is lost or should be relieved.
-    /// Standing in vain, or against another voter that stands, costs time but harms nothing.
+    /// Standing in vain, or against another voter that stands, decides nothing twice, but a leader that was well is
+    /// deposed for a while.
     pub fn stand(&mut self) {
         if let (false, Seat::Among(paxos)) = (self.disowned, &mut self.seat) {
             self.counters.stood += 1;

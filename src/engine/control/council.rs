@@ -96,8 +96,8 @@ pub(super) struct Council {
     held_back: (Option<Nanos>, u32),
     /// Until when links are looked at between beats.
     astir_until: Nanos,
-    /// Since when the leader could be relieved, and under which map.
-    apart_since: Option<(u32, Nanos)>,
+    /// Since when which leader could be relieved, and under which map.
+    apart_since: Option<((u32, NodeId), Nanos)>,
     /// What the steward was last asked without finding anything to change: map, time, views.
     unchanged: Option<(u32, Nanos, Vec<NodeView>)>,
     pub(super) changes: Vec<Change>,
@@ -474,6 +474,7 @@ impl Council {
         let (map, changes) = next;
         if self.voter.as_mut().is_some_and(|voter| voter.propose(map)) {
             self.changes.extend(changes);
+            self.stir(turn.now);
         }
     }
 
@@ -556,11 +557,6 @@ impl Council {
             }
         }
         silent
-    }
-
-    /// Whether it stands for leader, or something was proposed that is not decided.
-    pub(super) fn is_deciding(&self) -> bool {
-        self.leader() == Some(self.me) && !self.voter.as_ref().is_some_and(Voter::can_propose)
     }
 
     /// Letters for other voters. What they say is durable.

@@ -36,7 +36,7 @@ pub(super) fn dropped(map: &ClusterMap, node: u16) -> ClusterMap {
 }
 
 /// Cuts a node off, after the others were told in passing what is on the wire.
-fn cut(cluster: &mut Cluster, node: u16) {
+pub(super) fn cut(cluster: &mut Cluster, node: u16) {
     cluster.pass(Nanos::from_millis(3));
     cluster.cut.insert(NodeId(node));
     let suspects = cluster.cut;

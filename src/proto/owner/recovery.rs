@@ -86,8 +86,8 @@ impl Recovery {
         self.began
     }
 
-    /// Takes an answer; whether it is of this term. One that comes when it is settled tells the owner where that member
-    /// stands.
+    /// Takes an answer; whether it is of this term. Of one that comes when it is settled, see
+    /// [`Recovery::reconsider`]; and it tells the owner where that member stands.
     pub fn on_sealed(&mut self, node: NodeId, boot: Boot, sealed: &frame::Sealed) -> bool {
         if Term(sealed.term.get()) != self.term {
             return false;
@@ -167,16 +167,33 @@ impl Recovery {
         self.settled
     }
 
-    /// Settles whose log survives, out of the answers of members of any version; none if nobody has anything.
-    pub fn settle(&mut self, group: &Group) {
+    /// The answer of the member whose log survives, of those that have come.
+    fn best(&self, group: &Group) -> Option<&Answer> {
         let counts = |answer: &&Answer| {
             !self.safeguards.incarnations || self.sets(group).any(|set| set.iter().any(|m| answer.is(m)))
         };
-        let rank = |answer: &&Answer| {
-            let last_term = if self.safeguards.log_order { answer.sealed.last_term.get() } else { 0 };
-            (last_term, answer.sealed.held.get(), answer.sealed.released.get())
-        };
-        let best = self.answers.iter().filter(counts).max_by_key(rank).copied();
+        self.answers.iter().filter(counts).max_by_key(|answer| self.rank(answer))
+    }
+
+    fn rank(&self, answer: &Answer) -> (u32, u64, u64) {
+        let last_term = if self.safeguards.log_order { answer.sealed.last_term.get() } else { 0 };
+        (last_term, answer.sealed.held.get(), answer.sealed.released.get())
+    }
+
+    /// An answer has come after it was settled: if that member holds more, what survives is settled anew. True then.
+    pub fn reconsider(&mut self, group: &Group) -> bool {
+        let held = |answer: &Answer| (self.rank(answer).0, self.rank(answer).1);
+        let winner = self.winner.as_ref().map(|(answer, _)| held(answer));
+        let better = self.settled && self.best(group).map(held) > winner;
+        if better {
+            (self.winner, self.settled) = (None, false);
+        }
+        better
+    }
+
+    /// Settles whose log survives, out of the answers of members of any version; none if nobody has anything.
+    pub fn settle(&mut self, group: &Group) {
+        let best = self.best(group).copied();
         self.settled = true;
         self.winner = best.map(|best| (best, RecordLog::new(best.sealed.first.get().max(1))));
     }
@@ -247,6 +264,30 @@ mod tests {
 
     fn member(node: u16, join: u32) -> MapMember {
         MapMember { node: NodeId(node), host: HostId(node), boot: Boot(1), join }
+    }
+
+    #[test]
+    fn a_late_answer_of_a_member_that_holds_more_decides_anew_and_others_do_not() {
+        let group = Group { members: vec![member(1, 1), member(2, 1), member(3, 1)], ..Group::default() };
+        let mut recovery = Recovery::new(Nanos::ZERO, Slot(0), Term(5), Safeguards::default());
+        let mut sealed = frame::Sealed::new_zeroed();
+        (sealed.term, sealed.join, sealed.last_term, sealed.held) = (5.into(), 1.into(), 4.into(), 7.into());
+        recovery.on_sealed(NodeId(1), Boot(1), &sealed);
+        recovery.on_sealed(NodeId(2), Boot(1), &sealed);
+        assert!(!recovery.reconsider(&group), "not settled yet");
+        recovery.settle(&group);
+        recovery.on_sealed(NodeId(3), Boot(2), &frame::Sealed { held: 9.into(), ..sealed });
+        assert!(!recovery.reconsider(&group), "a life that is no member");
+        recovery.on_sealed(
+            NodeId(3),
+            Boot(1),
+            &frame::Sealed { outputs: 9.into(), released: 8.into(), ..sealed },
+        );
+        assert!(!recovery.reconsider(&group) && recovery.is_settled(), "the same log");
+        recovery.on_sealed(NodeId(3), Boot(1), &frame::Sealed { held: 8.into(), ..sealed });
+        assert!(recovery.reconsider(&group) && !recovery.is_settled());
+        recovery.settle(&group);
+        assert_eq!(recovery.fetch().map(|(node, _)| node), Some(NodeId(3)));
     }
 
     #[test]

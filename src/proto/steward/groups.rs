@@ -3,11 +3,14 @@
 
 use super::{Change, Draft, Steward};
 use crate::proto::map::{Group, MAX_MEMBERS, MAX_PAST, MapMember, MapNode, NodeState};
-use crate::types::{NodeId, NodeSet};
+use crate::types::{Nanos, NodeId, NodeSet};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Groups that a node which has plenty to learn begins with, where nothing is short.
 const MOVES_AT_A_TIME: usize = 8;
+
+/// How long groups that have settled wait for others that have not: every map costs every node some work.
+const SETTLE_WITHIN: Nanos = Nanos::from_millis(10);
 
 fn score(group: usize, node: NodeId) -> u64 {
     xxh3_64(&[group.to_le_bytes(), (usize::from(node.0)).to_le_bytes()].concat())
@@ -44,22 +47,25 @@ impl Steward {
         self.bring_in(draft);
     }
 
-    /// Past member sets that every owner has done with are forgotten.
-    fn confirm(&self, draft: &mut Draft<'_>) {
-        let mut count = 0;
-        for group in 0..draft.next.groups.len() {
-            let done = draft.map.addresses.iter().all(|address| {
-                draft.map.is_live(address.owner, address.boot)
-                    && draft.report(address.owner).is_some_and(|r| r.confirmed.contains(group))
+    /// Past member sets that every owner has done with are forgotten: all at once, if they follow each other soon.
+    fn confirm(&mut self, draft: &mut Draft<'_>) {
+        let (done, open): (Vec<usize>, Vec<usize>) = (0..draft.next.groups.len())
+            .filter(|group| !draft.next.groups[*group].past.is_empty())
+            .partition(|group| {
+                draft.map.addresses.iter().all(|address| {
+                    draft.map.is_live(address.owner, address.boot)
+                        && draft.report(address.owner).is_some_and(|r| r.confirmed.contains(*group))
+                })
             });
-            if done && !draft.next.groups[group].past.is_empty() {
-                draft.next.groups[group].past.clear();
-                count += 1;
-            }
+        let since = (!done.is_empty()).then(|| self.settled_since.unwrap_or(draft.now));
+        self.settled_since = since;
+        let waited = since.is_some_and(|since| draft.now.since(since) >= SETTLE_WITHIN);
+        if done.is_empty() || !open.is_empty() && !waited {
+            return;
         }
-        if count > 0 {
-            draft.changes.push(Change::Confirmed(count));
-        }
+        self.settled_since = None;
+        done.iter().for_each(|group| draft.next.groups[*group].past.clear());
+        draft.changes.push(Change::Confirmed(done.len()));
     }
 
     /// Takes members out that hold nothing any more, or that the others cannot wait for.

@@ -1,12 +1,12 @@
 //! Who leads the voters. Left alone, they elect another leader after about three rounds of silence; an address could not
-//! move in that time. So a voter stands for leader at once
+//! move in that time. So a voter that hears a majority stands for leader at once
 //!
 //! - when it is certain that the leader is lost: its supervisor says so, or a majority has not heard it for DEAD_AFTER;
-//! - when all is quiet and the leader is about to leave, or owns an address while this voter owns none: so that an owner's
-//!   death leaves a leader.
+//! - to relieve a leader that is about to leave, or that has owned an address for a while when this voter owns none: so
+//!   that an owner's death leaves a leader. Only a voter that stays relieves another.
 //!
-//! Of several that could, the last one by id stands: addresses go to the first ones. Two that stand at a time, because
-//! they know different things, cost a round, and decide nothing twice: that is the consensus' business.
+//! Of several the last one by id stands that stays and owns nothing: addresses go to the first ones. Two that stand at a
+//! time, because they know different things, cost rounds and decide nothing twice: that is the consensus' business.
 
 use super::{Council, Turn};
 use crate::proto::map::NodeState;
@@ -19,9 +19,12 @@ impl Council {
     pub(super) fn stand(&mut self, turn: &Turn<'_>) {
         let leader = self.leader().filter(|leader| *leader != self.me && !self.disowned);
         let due = leader.is_some_and(|leader| self.stands_instead_of(turn, leader));
+        if due || leader.is_none() {
+            self.apart_since = None;
+        }
         if let Some(voter) = self.voter.as_mut().filter(|_| due) {
             voter.stand();
-            self.apart_since = None;
+            self.stir(turn.now);
         }
     }
 
@@ -34,19 +37,26 @@ impl Council {
         let silent = self.silent(turn);
         let Some(peer) = turn.peers.iter().find(|p| p.node == leader) else { return false };
         let ended = self.has_ended(leader, peer.boot.unwrap_or(self.agreed_boot(leader)));
+        let heard = |node: &&NodeId| **node == self.me || !silent.contains(**node);
         let majority = self.config.voters.len() / 2 + 1;
+        if self.first_without(leader, silent) != Some(self.me)
+            || self.config.voters.iter().filter(heard).count() < majority
+        {
+            self.apart_since = None;
+            return false;
+        }
         let votes = || self.votes(turn, leader, |report| report.silent.get(), silent);
-        let lost = ended || silent.contains(leader) && votes() >= majority;
-        let first = self.first_without(leader, silent) == Some(self.me);
-        let quiet = !lost && self.is_current();
-        let leaves = self.state(leader) == NodeState::Draining;
-        if first && (lost || quiet && leaves) {
+        if ended || silent.contains(leader) {
+            return ended || votes() >= majority;
+        }
+        let relieves = self.is_current() && self.state(self.me) == NodeState::Live;
+        if relieves && self.state(leader) == NodeState::Draining {
             return true;
         }
-        let version = self.map.version;
-        let apart = first && quiet && self.has_address(leader) && !self.has_address(self.me);
-        let before = self.apart_since.filter(|(of, _)| *of == version);
-        self.apart_since = apart.then(|| before.unwrap_or((version, turn.now)));
+        let apart = relieves && self.has_address(leader) && !self.has_address(self.me);
+        let known = (self.map.version, leader);
+        let before = self.apart_since.filter(|(of, _)| *of == known);
+        self.apart_since = apart.then(|| before.unwrap_or((known, turn.now)));
         let pause = Nanos(self.config.dead_after.0 * QUIET);
         self.apart_since.is_some_and(|(_, since)| turn.now.since(since) >= pause)
     }

@@ -6,6 +6,8 @@ use crate::types::Nanos;
 
 /// How long all is done without waiting for beats, after an event that an address may move for.
 const ASTIR_FOR: Nanos = Nanos::from_millis(20);
+/// How long before the end of DEAD_AFTER.
+const LOOK_OUT: Nanos = Nanos::from_millis(2);
 
 impl Council {
     /// Something has happened that voters and owners will have to act on.
@@ -13,13 +15,14 @@ impl Council {
         self.astir_until = now + ASTIR_FOR;
     }
 
-    /// Looks out for the end of DEAD_AFTER of an owner or of the leader, and goes on for a while then, not for ever: without
+    /// Looks out for the end of DEAD_AFTER of an owner or of the leader, and goes on for a while then; not for ever: without
     /// a majority nothing follows from it.
     pub(super) fn watch(&mut self, turn: &Turn<'_>) {
-        let dead_after = self.config.dead_after.0;
-        let near = dead_after / 2..dead_after * 4;
+        let dead_after = self.config.dead_after;
+        let begin = Nanos(dead_after.0.saturating_sub(LOOK_OUT.0).max(dead_after.0 / 2));
+        let near = begin..dead_after + ASTIR_FOR;
         let silent = turn.peers.iter().zip(turn.silence);
-        let mut silent = silent.filter(|(_, silence)| silence.is_some_and(|s| near.contains(&s.0)));
+        let mut silent = silent.filter(|(_, silence)| silence.is_some_and(|s| near.contains(&s)));
         if silent.any(|(p, _)| self.has_address(p.node) || self.leader() == Some(p.node)) {
             self.astir_until = self.astir_until.max(turn.now + Nanos(1));
         }
@@ -27,6 +30,6 @@ impl Council {
 
     /// Whether answers are awaited that decide something.
     pub(in crate::engine::control) fn is_astir(&self, now: Nanos) -> bool {
-        now < self.astir_until || self.is_deciding()
+        now < self.astir_until
     }
 }

@@ -13,13 +13,7 @@ const REPORT_AGE: Nanos = Nanos::from_millis(200);
 
 impl Council {
     /// How many voters say so of a node in their reports about the present map, this one included.
-    pub(super) fn votes(
-        &self,
-        turn: &Turn<'_>,
-        node: NodeId,
-        of: fn(&Report) -> u64,
-        own: NodeSet,
-    ) -> usize {
+    pub(super) fn votes(&self, turn: &Turn<'_>, node: NodeId, of: fn(&Report) -> u64, own: NodeSet) -> usize {
         let heard = turn.peers.iter().filter(|p| self.config.voters.contains(&p.node) && p.joined);
         let counts = |p: &&Peer| {
             p.delegate.report.as_ref().is_some_and(|(report, _, at)| {

@@ -58,3 +58,45 @@ fn an_owner_does_not_lead_for_long_and_its_lease_does_not_suffer() {
     rig.run(500_000);
     assert_eq!((stood(2, &mut rig), stood(3, &mut rig)), (Some(0), Some(1)), "once is enough");
 }
+
+/// How often voters stood for leader without waiting for an election.
+fn stood(rig: &mut Rig) -> u64 {
+    let controls = rig.controls.iter().flatten();
+    controls.filter_map(super::Control::voter_counters).map(|counters| counters.stood).sum()
+}
+
+#[test]
+fn a_leader_that_leaves_is_relieved_and_voters_that_all_leave_do_not_relieve_each_other() {
+    let mut rig = formed();
+    let led = leader(&mut rig).expect("a leader");
+    rig.control(led.into()).drain().unwrap();
+    rig.run(10_000);
+    assert!(leader(&mut rig).is_some_and(|leader| leader != led) && stood(&mut rig) == 1);
+    (1..=3).for_each(|node| drop(rig.control(node).drain()));
+    rig.run(100_000);
+    assert!(stood(&mut rig) <= 2, "{}", stood(&mut rig));
+}
+
+#[test]
+fn a_voter_that_is_left_alone_neither_stands_nor_looks_out_for_long() {
+    let mut rig = formed();
+    let led = leader(&mut rig).expect("a leader");
+    let left = (1..=3).find(|n| *n != led).expect("another");
+    for gone in (1..=3).filter(|n| *n != left) {
+        rig.controls[usize::from(gone) - 1] = None;
+    }
+    rig.run(100_000);
+    assert_eq!(stood(&mut rig), 0, "it hears no majority");
+    assert!(!rig.control(left.into()).is_busy());
+}
+
+#[test]
+fn a_voter_that_hears_nobody_relieves_nobody() {
+    let mut rig = formed();
+    rig.control(1).council.seize_the_lead();
+    rig.run(5_000);
+    rig.alone = Some((3, true));
+    rig.run(400_000);
+    assert_eq!(rig.control(3).voter_counters().map(|c| c.stood), Some(0));
+    assert_eq!(leader(&mut rig), Some(1));
+}
