@@ -347,9 +347,12 @@ impl Council {
                 }
                 None => peer.joined,
             };
-            let since = &mut peer.delegate.lapsed_since;
-            *since = without.then(|| since.unwrap_or(turn.now));
-            let lapsed = since.is_some_and(|since| turn.now.since(since).0 >= self.config.dead_after.0 * 4);
+            // Under a new map it may have its lease, whatever it has said before.
+            let before = peer.delegate.lapsed_since.filter(|(version, _)| *version == self.map.version);
+            let since = without.then(|| before.unwrap_or((self.map.version, turn.now)));
+            peer.delegate.lapsed_since = since;
+            let pause = self.config.dead_after.0 * 4;
+            let lapsed = since.is_some_and(|(_, since)| turn.now.since(since).0 >= pause);
             let is_stuck = stuck.contains(peer.node);
             if unheard || self.is_silent(turn.now, peer, turn.silence[at]) || lapsed || is_stuck {
                 let node = peer.node;

@@ -31,8 +31,8 @@ pub(super) struct Delegate {
     granted: u64,
     /// When that beat had certainly been heard; see [`Delegate::stamp`].
     granted_at: Option<Nanos>,
-    /// Since when it has owned something and said that it has no lease.
-    pub(super) lapsed_since: Option<Nanos>,
+    /// Since when it has owned something under which map and said that it has no lease.
+    pub(super) lapsed_since: Option<(u32, Nanos)>,
     /// Since when it has owned slots that it cannot commit and others could.
     pub(super) stuck_since: Option<Nanos>,
     /// When it was last sent a map.
