@@ -15,7 +15,7 @@ use tandem::app::classify::{KeyExtractor, KeyRule};
 use tandem::app::echo::Echo;
 use tandem::app::table::TableLimits;
 use tandem::app::{CallApp, Inbound};
-use tandem::engine::{Outbox, Shard, ShardConfig};
+use tandem::engine::{OPENS_A_TURN, Outbox, Shard, ShardConfig};
 use tandem::proto::Safeguards;
 use tandem::proto::map::{MapNode, MapShape};
 use tandem::types::{Boot, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot};
@@ -85,6 +85,7 @@ impl Bench {
                 multicast: false,
                 lazy_after: Nanos::from_millis(2),
                 masters_own: false,
+                opens_a_turn: OPENS_A_TURN,
                 admission: Default::default(),
                 founding: None,
                 takeover: None,

@@ -223,6 +223,9 @@ settings! {
     "LAZY_AFTER" lazy_after: Nanos = "2ms", Node, |t| time(t, Nanos::ZERO..=Nanos::from_millis(100));
         "0s to 100ms"; "how long packets gather for members without which they can be committed and answered"
 
+    "GATHER" gather: Nanos = "0s", Node, |t| time(t, Nanos::ZERO..=Nanos::from_millis(1));
+        "0s to 1ms"; "the least time from one turn of a packet loop to the next: packets that gather meanwhile cost less CPU, and wait that long at each of three hops at most"
+
     "MTU" mtu: u16 = "1500", Node, |t| number(t, 1280..=65_535);
         "1280 to 65535"; "the largest IP packet between nodes, in bytes"
 

@@ -38,6 +38,7 @@ mod timers;
 
 pub use admission::AdmissionLimits;
 pub use flush::SlotDigest;
+pub use opening::OPENS_A_TURN;
 pub use report::ShardReport;
 pub use shard::{Shard, ShardConfig};
 pub use stats::{DropReason, ShardStats};

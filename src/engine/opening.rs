@@ -10,8 +10,8 @@ use crate::types::{Now, Position};
 use crate::wire::record::EntryKind;
 use std::sync::Arc;
 
-/// Slots for which nobody waits that are opened in one turn.
-const MOST_A_TURN: usize = 16;
+/// Slots for which nobody waits that are opened in one turn, if nobody says otherwise.
+pub const OPENS_A_TURN: usize = 16;
 
 impl<A: CallApp> Shard<A> {
     /// The slot's log is known. It is opened now if packets wait for it, or replies may.
@@ -39,7 +39,7 @@ impl<A: CallApp> Shard<A> {
     /// Opens some of the slots that wait for nothing else.
     pub(super) fn open_some(&mut self, now: Now) {
         let mut opened = 0;
-        while opened < MOST_A_TURN
+        while opened < self.config.opens_a_turn
             && let Some(index) = self.ready.pop_front().map(usize::from)
         {
             // One that was opened meanwhile; or whose members are all gone: it is looked at again with the next map.

@@ -68,6 +68,8 @@ pub struct ShardConfig {
     pub lazy_after: Nanos,
     /// An owner's own members are the masters, not those that the map puts first.
     pub masters_own: bool,
+    /// Slots for which nobody waits that a new owner opens in one turn.
+    pub opens_a_turn: usize,
     /// After how much waiting for a commit a slot is reported as blocked.
     pub blocked_after: Nanos,
     /// Whether a slot goes on with the best log left when every holder of a commit set has died at once.

@@ -1,6 +1,6 @@
 //! Shards of several nodes joined by hand, without faults of their own: what each rule does when it is needed.
 
-use super::{DropReason, Outbox, Shard, ShardConfig};
+use super::{DropReason, OPENS_A_TURN, Outbox, Shard, ShardConfig};
 use crate::app::table::TableLimits;
 use crate::app::{BadSnapshot, CallApp, Context, Inbound, TimerId, Unclassified};
 use crate::proto::Safeguards;
@@ -156,6 +156,7 @@ impl Cluster {
                 multicast: false,
                 lazy_after: Nanos::ZERO,
                 masters_own: false,
+                opens_a_turn: OPENS_A_TURN,
                 blocked_after: Nanos::from_millis(15),
                 lossy_go: true,
                 resync_rate: 0,

@@ -45,7 +45,7 @@ use crate::app::classify::KeyExtractor;
 use crate::app::echo::Echo;
 use crate::config::{App, Auto, Fanout, Lossy, Masters, Pin, Settings, Show};
 use crate::engine::control::{Control, ControlConfig, CouncilConfig};
-use crate::engine::{Shard, ShardConfig};
+use crate::engine::{OPENS_A_TURN, Shard, ShardConfig};
 use crate::proto::Safeguards;
 use crate::proto::map::MapShape;
 use crate::types::{Boot, Nanos, NodeId, NodeSet};
@@ -336,6 +336,7 @@ impl Plan<'_> {
             shard,
             endpoints: settings.service.clone(),
             buffers: self.buffers,
+            gather: settings.gather,
             slots: settings.slots,
             batch: settings.batch,
             poll,
@@ -369,6 +370,7 @@ impl Plan<'_> {
             multicast: self.groups.is_some(),
             lazy_after: settings.lazy_after,
             masters_own: settings.masters == Masters::Owner,
+            opens_a_turn: OPENS_A_TURN,
             admission: sip::admission(settings),
             founding: self.founding.clone(),
             takeover: self.founding.as_ref().map(|_| Arc::from(TAKEOVER)),

@@ -149,6 +149,8 @@ pub struct ShardParts {
     pub slots: u16,
     /// How many client datagrams one system call may bring.
     pub batch: usize,
+    /// The least time from one turn to the next.
+    pub gather: Nanos,
     /// Its epoll instance; the waker with token [`WAKE`] is in `cells`.
     pub poll: Poll,
     /// Its sockets.
@@ -261,9 +263,12 @@ impl<C: ShardCore> ShardLoop<C> {
     pub fn run(mut self) -> io::Result<serde_json::Value> {
         let mut events = Events::with_capacity(256);
         self.arm(sys_time::now())?;
+        let mut turned = Nanos::ZERO;
         while !self.parts.cells.stopping() {
+            self.gather(turned);
             self.sleep(&mut events)?;
             let now = sys_time::now();
+            turned = now.mono;
             let tally = &mut self.parts.outgoing.tally;
             tally.turns += 1;
             tally.late_turns += u64::from(now.mono.since(self.armed) > LATE);
@@ -274,6 +279,14 @@ impl<C: ShardCore> ShardLoop<C> {
             self.turn(now)?;
         }
         Ok(self.report())
+    }
+
+    /// Lets more arrive before the turn after that of `turned`: what a turn costs is shared by all it finds.
+    fn gather(&self, turned: Nanos) {
+        let early = self.parts.gather.since(sys_time::mono().since(turned));
+        if early > Nanos::ZERO {
+            std::thread::sleep(Duration::from_nanos(early.0));
+        }
     }
 
     /// Sleeps until something is to be done; not at all while something is known to be.

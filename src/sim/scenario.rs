@@ -76,6 +76,8 @@ pub struct Settings {
     pub lazy_after: Nanos,
     /// See `ShardConfig::masters_own`.
     pub masters_own: bool,
+    /// See `ShardConfig::opens_a_turn`.
+    pub opens_a_turn: usize,
     /// See `ShardConfig::resync_rate`.
     pub resync_rate: u64,
 }
@@ -192,6 +194,7 @@ impl Scenario {
             multicast: rng.chance(250),
             lazy_after: Nanos::from_micros(rng.pick(&[0, 300, 2_000, 2_000])),
             masters_own: rng.chance(300),
+            opens_a_turn: rng.pick(&[1, 1, 2, 16]),
             resync_rate: if live { rng.pick(&[0, 0, 2_000_000]) } else { 0 },
         };
         let encore = live || rng.chance(200);

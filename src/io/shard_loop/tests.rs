@@ -166,6 +166,16 @@ impl Node {
         link: Option<(NodeId, SocketAddr, SocketAddr)>,
         cores: Vec<Fake>,
     ) -> Node {
+        Node::start_gathering(id, endpoint, link, cores, Nanos::ZERO)
+    }
+
+    fn start_gathering(
+        id: u16,
+        endpoint: SocketAddr,
+        link: Option<(NodeId, SocketAddr, SocketAddr)>,
+        cores: Vec<Fake>,
+        gather: Nanos,
+    ) -> Node {
         let polls: Vec<Poll> = cores.iter().map(|_| Poll::new().unwrap()).collect();
         let shard_cells =
             polls.iter().map(|poll| ShardCell::new(Waker::new(poll.registry(), WAKE).unwrap())).collect();
@@ -193,6 +203,7 @@ impl Node {
                 shard: shard as u16,
                 slots: SLOTS,
                 batch: 4,
+                gather,
                 poll,
                 outgoing,
                 listening: Vec::new(),
@@ -275,6 +286,28 @@ fn datagrams_reach_the_shard_of_their_slot_and_replies_come_back() {
     assert_eq!(sum("/io/client_sent"), 17);
     assert_eq!(sum("/io/dropped/client_no_call"), 1);
     assert_eq!(sum("/io/dropped/client_refused"), 1);
+}
+
+#[test]
+fn packets_gather_between_turns_where_that_is_asked_for() {
+    let (endpoint, gather) = (free(), Nanos::from_millis(1));
+    let node = Node::start_gathering(1, endpoint, None, vec![fake(0)], gather);
+    node.hold(1, 1, Nanos::MAX);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let began = sys_time::mono();
+    let turns = |node: &Node| node.ask(0)["io"]["turns"].as_u64().unwrap();
+    let before = turns(&node);
+    for _ in 0..200 {
+        client.send_to(b"a!", endpoint).unwrap();
+        thread::sleep(Duration::from_micros(50));
+    }
+    let mut buffer = [0; 8];
+    (0..200).for_each(|_| assert_eq!(client.recv(&mut buffer).unwrap(), 3));
+    let most = sys_time::mono().since(began).0 / gather.0 + 3;
+    let turned = turns(&node) - before;
+    assert!(turned <= most, "{turned} turns, at most {most}");
+    assert_eq!(node.stop()[0]["engine"]["sent"], 200);
 }
 
 #[test]

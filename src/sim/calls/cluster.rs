@@ -9,7 +9,7 @@ use crate::app::sip::Sip;
 use crate::app::sip::config::{MediaConfig, ServiceEndpoint, SipConfig};
 use crate::app::table::TableLimits;
 use crate::app::{CallApp, Inbound};
-use crate::engine::{Outbox, Shard, ShardConfig};
+use crate::engine::{OPENS_A_TURN, Outbox, Shard, ShardConfig};
 use crate::proto::Safeguards;
 use crate::proto::map::{ClusterMap, Group, MapMember, MapNode, MapShape, NodeState};
 use crate::types::{Boot, Endpoint, HostId, LocalId, Nanos, NodeId, NodeSet, Now, Slot, Term};
@@ -144,6 +144,7 @@ impl Cluster {
             multicast: false,
             lazy_after: Nanos::from_millis(2),
             masters_own: false,
+            opens_a_turn: OPENS_A_TURN,
             blocked_after: Nanos::from_millis(50),
             lossy_go: false,
             resync_rate: 0,

@@ -59,6 +59,7 @@ impl World {
             multicast: settings.multicast,
             lazy_after: settings.lazy_after,
             masters_own: settings.masters_own,
+            opens_a_turn: settings.opens_a_turn,
             blocked_after: settings.timing.dead_after,
             lossy_go: true,
             resync_rate: settings.resync_rate,
