@@ -178,8 +178,28 @@ fn streams(file: &Path, service: SocketAddr) -> (BTreeMap<Name, Stream>, BTreeMa
     (inward, outward)
 }
 
+/// When the first packet of a capture came, in ns since 1970: what is read of it is told from there.
+fn begun(file: &Path) -> u64 {
+    let bytes = std::fs::read(file).unwrap();
+    let word = |at: usize| u64::from(u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()));
+    let unit = if word(0) == 0xa1b2_3c4d { 1 } else { 1_000 };
+    word(24) * 1_000_000_000 + word(28) * unit
+}
+
+/// How many packets of a stream were not passed on: before the first one that was, between those that were, and after
+/// the last one.
+fn missing(sent: &Stream, received: &Stream) -> [usize; 3] {
+    let (first, last) = (received.keys().next(), received.keys().next_back());
+    let mut missing = [0; 3];
+    for sequence in sent.keys().filter(|sequence| !received.contains_key(sequence)) {
+        let place = usize::from(first < Some(sequence)) + usize::from(last < Some(sequence));
+        missing[place] += 1;
+    }
+    missing
+}
+
 /// The longest silence of a stream, in ms, of those that `time` falls into or that begin within a second of it, in ns
-/// since 1970; `None` if it was not flowing then.
+/// since the first packet; `None` if it was not flowing then.
 fn gap(stream: &Stream, time: u64) -> Option<f64> {
     let times: Vec<u64> = stream.values().map(|(time, _)| *time).collect();
     let there = |pair: &&[u64]| pair[1] >= time && pair[0] <= time + 1_000_000_000;
@@ -259,22 +279,24 @@ fn master_and_owner_die(steer: &str) {
 
     let (inward, outward) = streams(&file, cluster.service);
     assert_eq!(inward.len(), 2 * calls, "streams");
-    let mut lost = 0;
+    let mut lost = [0; 3];
     for (name, sent) in &inward {
         let received = outward.get(name).unwrap_or_else(|| panic!("nothing came out of {name:08x?}"));
         for (sequence, (_, bytes)) in received {
             let (_, original) = sent.get(sequence).expect("a packet that was sent");
             assert_eq!(bytes, original, "{name:08x?} {sequence} was altered");
         }
-        lost += sent.len() - received.len();
+        missing(sent, received).iter().zip(&mut lost).for_each(|(more, all)| *all += more);
     }
     let packets: usize = inward.values().map(BTreeMap::len).sum();
     println!(
-        "TANDEM_MEDIA_STEER={steer}: {calls} calls, {packets} RTP packets, {lost} lost; longest silences:"
+        "TANDEM_MEDIA_STEER={steer}: {calls} calls, {packets} RTP packets; not passed on before, in and after the \
+         streams that came out: {lost:?}; longest silences:"
     );
+    let begun = begun(&file);
     for (what, time) in [("no fault", calm), ("the master died", master_died), ("the owner died", owner_died)]
     {
-        println!("{what}: {}", gaps(&outward, time));
+        println!("{what}: {}", gaps(&outward, time - begun));
     }
     cluster.wait_until_whole();
     cluster.nodes.assert_agree(&[1, 2, 3]);
