@@ -10,6 +10,8 @@ use super::window::Window;
 use crate::cli::report::{Kill, Latency, Report};
 use crate::types::{Nanos, NodeId};
 
+/// Duplicates whose delay is printed.
+const NAMED_COPIES: usize = 4;
 /// How many flows the summary names.
 const NAMED_FLOWS: usize = 5;
 
@@ -134,6 +136,9 @@ impl fmt::Display for Outcome {
             writeln!(f, "unaccepted  {:>12}  lost on the wire while no owner was there", counts.unaccepted)?;
         }
         writeln!(f, "duplicated  {:>12}", counts.duplicated)?;
+        for [first, again] in self.copies.iter().take(NAMED_COPIES) {
+            writeln!(f, "{:<11} {:>12.3}  ms after its first", "", again.since(*first).as_millis_f64())?;
+        }
         if counts.doubled_allowed > 0 {
             writeln!(f, "doubled     {:>12}  answers of an owner's last moment", counts.doubled_allowed)?;
         }
