@@ -216,6 +216,7 @@ fn gaps(streams: &BTreeMap<Name, Stream>, time: u64) -> String {
     let mut gaps: Vec<f64> = streams.values().filter_map(|stream| gap(stream, time)).collect();
     gaps.sort_by(f64::total_cmp);
     let at = |share: f64| gaps.get((gaps.len().saturating_sub(1) as f64 * share) as usize).copied();
+    assert!(!gaps.is_empty(), "no stream was flowing");
     let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| at(share).unwrap_or(f64::NAN));
     format!("p50 {p50:.1}, p99 {p99:.1}, max {max:.1} ms of {} streams", gaps.len())
 }

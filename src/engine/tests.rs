@@ -214,6 +214,11 @@ impl Cluster {
 
     /// One turn of every shard; whether anything moved.
     pub(super) fn turn(&mut self) -> bool {
+        self.turn_without(|_, _, _| false)
+    }
+
+    /// The same, but datagrams that are `lost`, by sender, receiver and content, do not arrive.
+    pub(super) fn turn_without(&mut self, mut lost: impl FnMut(u16, u16, &[u8]) -> bool) -> bool {
         let mut moved = false;
         for at in 0..self.shards.len() {
             let mut sent = Sent::default();
@@ -225,7 +230,7 @@ impl Cluster {
             let from = NodeId(at as u16 + 1);
             for (to, bytes) in sent.peer {
                 moved = true;
-                if !self.cut.contains(to) && !self.cut.contains(from) {
+                if !self.cut.contains(to) && !self.cut.contains(from) && !lost(from.0, to.0, &bytes) {
                     self.shards[usize::from(to.0) - 1].on_peer(self.now, from, self.boots[at], &bytes);
                 }
             }

@@ -283,9 +283,9 @@ impl<C: ShardCore> ShardLoop<C> {
 
     /// Lets more arrive before the turn after that of `turned`: what a turn costs is shared by all it finds.
     fn gather(&self, turned: Nanos) {
-        let early = self.parts.gather.since(sys_time::mono().since(turned));
-        if early > Nanos::ZERO {
-            std::thread::sleep(Duration::from_nanos(early.0));
+        let gather = self.parts.gather;
+        if gather > Nanos::ZERO {
+            std::thread::sleep(Duration::from_nanos(gather.since(sys_time::mono().since(turned)).0));
         }
     }
 

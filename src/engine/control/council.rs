@@ -316,13 +316,15 @@ impl Council {
         self.exited.iter().any(|(n, b)| *n == node && *b >= boot)
     }
 
-    fn agreed_boot(&self, node: NodeId) -> Boot {
-        self.map.node(node).map_or(Boot(0), |n| n.boot)
+    /// The same of the life of a peer that was last heard, or, before any was, of the one agreed on.
+    fn is_over(&self, peer: &Peer) -> bool {
+        let agreed = || self.map.node(peer.node).map_or(Boot(0), |n| n.boot);
+        self.has_ended(peer.node, peer.boot.unwrap_or_else(agreed))
     }
 
     /// Whether a peer is silent: for this long, or ever since this node has lived, or by its supervisor's word.
     fn is_silent(&self, now: Nanos, peer: &Peer, silence: Option<Nanos>) -> bool {
-        self.has_ended(peer.node, peer.boot.unwrap_or_else(|| self.agreed_boot(peer.node)))
+        self.is_over(peer)
             || !peer.joined && now.since(self.started) >= MEET_WITHIN.max(self.config.dead_after)
             || peer.joined && silence.is_some_and(|silence| silence >= self.config.dead_after)
     }

@@ -1,11 +1,19 @@
 //! In which order a new owner opens its slots.
 
-use super::Cluster;
+use super::rules::announce;
 use super::takeover::{cut, map_of, moved, packet};
+use super::{Cluster, OPENS_A_TURN};
 use crate::proto::map::{MapNode, MapShape};
 use crate::types::{HostId, Nanos, NodeId};
 
 const SLOTS: u16 = 512;
+
+/// Three nodes with more slots than are opened in a turn.
+fn many_slots() -> Cluster {
+    let nodes = (1..=3).map(|n| MapNode::new(NodeId(n), HostId(n))).collect();
+    let shape = MapShape::new((SLOTS, 1), nodes, NodeId(1), vec![0], 3, 0).unwrap();
+    Cluster::of(&shape, |_| {})
+}
 
 fn recovering(cluster: &Cluster) -> u64 {
     cluster.shards[1].stats().slots_recovering
@@ -13,17 +21,13 @@ fn recovering(cluster: &Cluster) -> u64 {
 
 #[test]
 fn slots_that_clients_wait_for_are_opened_before_the_others_and_these_a_few_a_turn() {
-    let nodes = (1..=3).map(|n| MapNode::new(NodeId(n), HostId(n))).collect();
-    let shape = MapShape::new((SLOTS, 1), nodes, NodeId(1), vec![0], 3, 0).unwrap();
-    let mut cluster = Cluster::of(&shape, |_| {});
+    let mut cluster = many_slots();
     (0..200u8).for_each(|call| cluster.send(&[call]).unwrap());
     cluster.settle();
     assert_eq!((cluster.replies.len(), recovering(&cluster)), (200, 0));
     cut(&mut cluster, 1);
     let map = moved(&map_of(&cluster, 2), 2);
-    for shard in &mut cluster.shards[1..] {
-        shard.on_map(cluster.now, std::sync::Arc::new(map.clone()));
-    }
+    announce(&mut cluster, &map);
     assert_eq!(recovering(&cluster), u64::from(SLOTS));
     // The seals and the answers to them.
     while recovering(&cluster) == u64::from(SLOTS) {
@@ -34,7 +38,7 @@ fn slots_that_clients_wait_for_are_opened_before_the_others_and_these_a_few_a_tu
     for call in 0..200u8 {
         cluster.send_to(2, &packet(0, &[call])).unwrap();
     }
-    let (asked, pace) = (recovering(&cluster), 16);
+    let (asked, pace) = (recovering(&cluster), OPENS_A_TURN as u64);
     assert!(before - asked > 100, "all that packets came for are open: {before} {asked}");
     for _ in 0..3 {
         cluster.turn();
@@ -51,9 +55,7 @@ fn slots_that_clients_wait_for_are_opened_before_the_others_and_these_a_few_a_tu
 
 #[test]
 fn slots_whose_last_replies_nobody_has_seen_leave_are_opened_at_once() {
-    let nodes = (1..=3).map(|n| MapNode::new(NodeId(n), HostId(n))).collect();
-    let shape = MapShape::new((SLOTS, 1), nodes, NodeId(1), vec![0], 3, 0).unwrap();
-    let mut cluster = Cluster::of(&shape, |_| {});
+    let mut cluster = many_slots();
     (0..100u8).for_each(|call| cluster.send(&[call]).unwrap());
     cluster.settle();
     cluster.pass(Nanos::from_millis(3));
@@ -68,8 +70,8 @@ fn slots_whose_last_replies_nobody_has_seen_leave_are_opened_at_once() {
     let map = moved(&map_of(&cluster, 2), 2);
     for shard in &mut cluster.shards[1..] {
         shard.on_suspects(cluster.now, suspects);
-        shard.on_map(cluster.now, std::sync::Arc::new(map.clone()));
     }
+    announce(&mut cluster, &map);
     for _ in 0..6 {
         cluster.turn();
     }

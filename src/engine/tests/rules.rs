@@ -2,7 +2,7 @@
 //! other rules help most of the time: here each is switched off in the one sequence of events that needs it.
 
 use super::takeover::{dropped, map_of, moved, only, packet};
-use super::{Cluster, Sent, shape};
+use super::{Cluster, shape};
 use crate::proto::map::{ClusterMap, MapMember};
 use crate::types::{Boot, HostId, Nanos, NodeId};
 use crate::wire::frame::{Frame, Frames};
@@ -15,20 +15,7 @@ const CALL: u8 = 7;
 fn talk(cluster: &mut Cluster, turns: usize, mut lost: impl FnMut(u16, u16, &[u8]) -> bool) {
     for _ in 0..turns {
         cluster.now.mono = cluster.now.mono + Nanos::from_micros(300);
-        for at in 0..cluster.shards.len() {
-            let mut sent = Sent::default();
-            cluster.shards[at].on_timeout(cluster.now);
-            cluster.shards[at].flush(cluster.now, &mut sent);
-            cluster.shards[at].on_sent(cluster.now, sent.client.len());
-            cluster.replies.append(&mut sent.client);
-            let (from, boot) = (NodeId(at as u16 + 1), cluster.boots[at]);
-            for (to, bytes) in sent.peer {
-                let cut = cluster.cut.contains(from) || cluster.cut.contains(to);
-                if !cut && !lost(from.0, to.0, &bytes) {
-                    cluster.shards[usize::from(to.0) - 1].on_peer(cluster.now, from, boot, &bytes);
-                }
-            }
-        }
+        cluster.turn_without(&mut lost);
     }
 }
 
@@ -37,7 +24,7 @@ fn has_start(datagram: &[u8]) -> bool {
 }
 
 /// Lets every node that is not cut off have a map before any of them says a word.
-fn announce(cluster: &mut Cluster, map: &ClusterMap) {
+pub(super) fn announce(cluster: &mut Cluster, map: &ClusterMap) {
     for (at, shard) in cluster.shards.iter_mut().enumerate() {
         if !cluster.cut.contains(NodeId(at as u16 + 1)) {
             shard.on_map(cluster.now, Arc::new(map.clone()));

@@ -419,7 +419,7 @@ fn endpoints_are_bound_and_closed_as_the_map_and_the_lease_have_it() {
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let ask = || {
-        client.send_to(b"b!", endpoint).unwrap();
+        client.send_to(b"a!", endpoint).unwrap();
         client.recv(&mut [0; 8]).is_ok()
     };
     assert!(!ask(), "nobody holds it");

@@ -10,7 +10,7 @@
 
 use super::{Council, Turn};
 use crate::proto::map::NodeState;
-use crate::types::{Nanos, NodeId, NodeSet};
+use crate::types::{Nanos, NodeId};
 
 /// After how many times DEAD_AFTER without a change a leader that owns an address is relieved.
 const QUIET: u64 = 10;
@@ -36,18 +36,17 @@ impl Council {
     fn stands_instead_of(&mut self, turn: &Turn<'_>, leader: NodeId) -> bool {
         let silent = self.silent(turn);
         let Some(peer) = turn.peers.iter().find(|p| p.node == leader) else { return false };
-        let ended = self.has_ended(leader, peer.boot.unwrap_or(self.agreed_boot(leader)));
-        let heard = |node: &&NodeId| **node == self.me || !silent.contains(**node);
+        let heard: Vec<NodeId> =
+            self.config.voters.iter().copied().filter(|v| *v == self.me || !silent.contains(*v)).collect();
         let majority = self.config.voters.len() / 2 + 1;
-        if self.first_without(leader, silent) != Some(self.me)
-            || self.config.voters.iter().filter(heard).count() < majority
-        {
+        if heard.len() < majority || self.first_without(leader, &heard) != Some(self.me) {
             self.apart_since = None;
             return false;
         }
-        let votes = || self.votes(turn, leader, |report| report.silent.get(), silent);
-        if ended || silent.contains(leader) {
-            return ended || votes() >= majority;
+        // Whoever has ended is among the silent, too.
+        if silent.contains(leader) {
+            let votes = || self.votes(turn, leader, |report| report.silent.get(), silent);
+            return self.is_over(peer) || votes() >= majority;
         }
         let relieves = self.is_current() && self.state(self.me) == NodeState::Live;
         if relieves && self.state(leader) == NodeState::Draining {
@@ -61,11 +60,9 @@ impl Council {
         self.apart_since.is_some_and(|(_, since)| turn.now.since(since) >= pause)
     }
 
-    /// The voter that should lead if `leader` does not.
-    fn first_without(&self, leader: NodeId, silent: NodeSet) -> Option<NodeId> {
-        let heard = |node: NodeId| node == self.me || !silent.contains(node);
-        let others = self.config.voters.iter().copied().filter(|v| *v != leader && heard(*v));
-        let counts = others.filter(|v| self.state(*v) != NodeState::Gone);
+    /// The voter of those that should lead if `leader` does not.
+    fn first_without(&self, leader: NodeId, voters: &[NodeId]) -> Option<NodeId> {
+        let counts = voters.iter().copied().filter(|v| *v != leader && self.state(*v) != NodeState::Gone);
         counts.max_by_key(|v| (self.state(*v) == NodeState::Live, !self.has_address(*v), *v))
     }
 
