@@ -163,7 +163,7 @@ impl Tally {
         }
         match found {
             Found::First(sent) => self.on_first(&sent, trailer, now),
-            Found::Copy(_, first) => self.on_copy(first, now),
+            Found::Copy(sent, first) => self.on_copy(sent.at, first, now),
             Found::Again(sent) => {
                 self.on_duplicate(now);
                 // Executed once more than it was sent: that is no jump of the count.
@@ -221,9 +221,9 @@ impl Tally {
         }
     }
 
-    /// The very answer that came at `first` came again.
-    fn on_copy(&mut self, first: Nanos, now: Nanos) {
-        let Some(window) = self.faults.excuse_copy(first, now) else {
+    /// The very answer that came at `first`, to a datagram sent at `sent`, came again.
+    fn on_copy(&mut self, sent: Nanos, first: Nanos, now: Nanos) {
+        let Some(window) = self.faults.excuse_copy(sent, first, now) else {
             if self.copies.len() < MOST_COPIES {
                 self.copies.push([first, now]);
             }
