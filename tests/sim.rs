@@ -231,7 +231,7 @@ fn a_frozen_owner_and_a_frozen_member_wake_up_and_do_no_harm() {
 }
 
 /// Worlds in which a rule that is switched off must be missed.
-const MOST_SEEDS: u64 = 5_000;
+const MOST_SEEDS: u64 = 10_000;
 
 /// The worlds in which a rule that is switched off is missed.
 #[derive(Copy, Clone)]
@@ -240,7 +240,8 @@ enum Worlds {
     Fixed,
     /// In which anybody may.
     Live,
-    /// In which the first owner stands still for about as long as voters take to promise that it gets no lease any more.
+    /// In which the first owner stands still for about as long as voters take to promise that it gets no lease any more,
+    /// and hears nothing from soon after that on; and votes take their time.
     Promised,
 }
 
@@ -251,10 +252,18 @@ fn draw(worlds: Worlds, seed: u64) -> Scenario {
         Worlds::Promised => {
             let mut scenario = Scenario::with_faults(seed, true, Vec::new());
             let beat = scenario.settings.timing.beat.0;
-            let (from, long) = (Nanos::from_millis(20), Nanos(beat * (14 * 8 + seed % 96) / 8));
-            let fault = Fault::Freeze { nodes: one(OWNER), mid: false };
-            scenario.faults = vec![Planned { from, until: from + long, fault }];
+            let beats = |parts: u64| Nanos(beat * parts / 32);
+            let (owner, others) = (one(OWNER), NodeSet(!one(OWNER).0));
+            let cut = LinkFault { from: others, to: owner, effect: LinkEffect::Cut };
+            let from = Nanos::from_millis(20);
+            let wakes = from + beats(31 * 16 + seed % 80);
+            let deaf = wakes + beats(seed / 80 % 16 * 4);
+            scenario.faults = vec![
+                Planned { from, until: wakes, fault: Fault::Freeze { nodes: owner, mid: false } },
+                Planned { from: deaf, until: deaf + beats(1_280), fault: Fault::Link(cut) },
+            ];
             scenario.load.pause = Nanos::from_micros(150);
+            scenario.disks = Some(Rng::new(!seed));
             scenario
         }
     }
