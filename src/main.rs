@@ -19,7 +19,7 @@ enum Command {
     Node(cli::node::NodeArgs),
     /// Run a cluster of separate processes on loopback until Ctrl-C
     Local(cli::local::LocalArgs),
-    /// Show a failover: three nodes, a bundled capture at 200 calls, one node killed, every answer checked
+    /// Show failovers: three nodes, a bundled capture at 200 calls, master and owner killed, every answer checked
     #[cfg(feature = "tools")]
     Demo(cli::demo::DemoArgs),
     /// Send the calls of captures to a cluster many times over and check every answer
@@ -29,7 +29,7 @@ enum Command {
     Status(cli::status::StatusArgs),
     /// Make a node hand over what it holds and leave
     Drain(cli::drain::DrainArgs),
-    /// Makes every node of a cluster read its routes again
+    /// Make every node of a cluster read its routes again
     Reload(cli::reload::ReloadArgs),
     /// Print the effective settings, where they come from and what they mean
     Config(cli::config::ConfigArgs),

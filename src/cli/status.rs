@@ -104,7 +104,8 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         json::print(&mut out, &all)?;
     } else {
         let wall_ms = sys_time::now().wall.0 / 1_000_000;
-        write!(out, "{}", text::Text { picture: &picture, lease: settings.lease, wall_ms })?;
+        let (lease, evict_after) = (settings.lease, settings.evict_after);
+        write!(out, "{}", text::Text { picture: &picture, lease, evict_after, wall_ms })?;
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)

@@ -186,6 +186,18 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+/// A witness, and a node that holds calls on the same host, where there is more than one host: the death of that host
+/// would take two votes.
+fn witness_beside_a_holder(settings: &Settings) -> Option<(NodeId, NodeId)> {
+    let host = |id: NodeId| settings.nodes.get(id).map(|node| node.host.as_str());
+    let holders = || settings.nodes.iter().filter(|n| !settings.witness.contains(&n.id));
+    settings.witness.iter().find_map(|witness| {
+        let beside = holders().find(|n| Some(n.host.as_str()) == host(*witness))?;
+        let several = settings.nodes.iter().any(|n| n.host != beside.host);
+        several.then_some((*witness, beside.id))
+    })
+}
+
 /// What no row can check alone; also puts the values that depend on others in place.
 fn check_together(settings: &mut Settings, values: &[Value], errors: &mut Vec<SettingError>) {
     let mut refuse = |name: &str, why: &str| {
@@ -215,6 +227,18 @@ fn check_together(settings: &mut Settings, values: &[Value], errors: &mut Vec<Se
         refuse("VOTERS", &format!("node {} is not in TANDEM_NODES", stranger.0));
     } else if settings.voters.len() == 2 || settings.voters.len() > 5 {
         refuse("VOTERS", "two voters stop when one of them does, and more than five gain nothing");
+    } else if let Some(idle) = settings.witness.iter().find(|id| !settings.voters.contains(id)) {
+        refuse(
+            "VOTERS",
+            &format!("node {} is a witness (TANDEM_WITNESS), which does nothing but vote", idle.0),
+        );
+    }
+    if let Some((witness, other)) = witness_beside_a_holder(settings) {
+        let why = format!(
+            "node {} shares a host with node {}, and dies with it: a witness is a third machine",
+            witness.0, other.0
+        );
+        refuse("WITNESS", &why);
     }
     if settings.lease.0 < settings.beat.0.saturating_mul(5) {
         refuse("LEASE", "less than five times TANDEM_BEAT: every late beat would end it");
@@ -400,11 +424,33 @@ mod tests {
             (("SERVICE", "127.0.0.1:7201"), "clash with those of node 2"),
             (("MULTICAST_GROUP", "10.0.0.0:1"), "not a multicast address"),
             (("LOG", "tandem=loud"), "TANDEM_LOG=tandem=loud"),
+            (("VOTERS", "1,2"), "two voters stop when one of them does"),
+            (("VOTERS", "1,2,9"), "node 9 is not in TANDEM_NODES"),
+            (("WITNESS", "9"), "node 9 is not in TANDEM_NODES"),
+            (("WITNESS", "1"), "node 1 is to hold the service addresses"),
         ] {
             let said = wrong(&[three, pair]);
             assert!(said.contains(part), "{pair:?}: {said}");
         }
         assert!(wrong(&[("NODES", "1@a=127.0.0.1:65535")]).contains("65535 is the last"));
+    }
+
+    #[test]
+    fn a_witness_is_a_third_machine_and_votes() {
+        let nodes = "1@a=127.0.0.1:7100,2@b=127.0.0.1:7200,3@a=127.0.0.1:7300,4@c=127.0.0.1:7400";
+        let with = |pairs: &[(&str, &str)]| {
+            let pairs: Vec<_> = [("NODES", nodes)].iter().chain(pairs).copied().collect();
+            Settings::from_pairs(&pairs).map(|s| s.voters).map_err(|_| wrong(&pairs))
+        };
+        let said = with(&[("WITNESS", "3")]).unwrap_err();
+        assert!(said.contains("node 3 shares a host with node 1, and dies with it"), "{said}");
+        let said = with(&[("WITNESS", "4"), ("VOTERS", "1,2,3")]).unwrap_err();
+        assert!(said.contains("node 4 is a witness (TANDEM_WITNESS), which does nothing but vote"), "{said}");
+        assert_eq!(with(&[("WITNESS", "4"), ("VOTERS", "1,2,4")]).unwrap(), [1, 2, 4].map(NodeId));
+        assert!(with(&[("WITNESS", "4")]).unwrap().contains(&NodeId(4)));
+        // On one host, as in a trial, there is nothing to spread.
+        let one = "1@a=127.0.0.1:7100,2@a=127.0.0.1:7200,3@a=127.0.0.1:7300";
+        assert!(Settings::from_pairs(&[("NODES", one), ("WITNESS", "3")]).is_ok());
     }
 
     #[test]

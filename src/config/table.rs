@@ -102,7 +102,7 @@ settings! {
         "IP:PORT, comma between them"; "the service endpoints that clients talk to"
 
     "OWNER" owner: NodeId = "0", Cluster, |t| number(t, 0..=62).map(NodeId);
-        "one of TANDEM_NODES, or 0 for the lowest"; "the node that holds the service addresses"
+        "one of TANDEM_NODES, or 0 for the lowest"; "the node that holds the service addresses at first"
 
     "R" r: usize = "3", Cluster, |t| number(t, 1..=7);
         "1 to 7"; "how many members hold each slot; never more than there are nodes"
@@ -255,7 +255,7 @@ settings! {
         "auto or manual"; "whether this node adds the service addresses it holds to its interface, announces them and removes them; manual, and on loopback: they are routed here already"
 
     "ON_ADDRESS" on_address: String = "", Node, |t| Ok(t.to_owned());
-        "a command for sh -c"; "run when this node gains or loses a service address, with `gained` or `lost`, the address and the term as arguments"
+        "a command for sh -c, such as: /path/hook \"$@\""; "run when this node gains or loses a service address, with `gained` or `lost`, the address and the term as $1, $2 and $3"
 
     "RESTART" restart: Restart = "auto", Node, str::parse;
         "auto or never"; "whether the node's supervisor starts an engine again that has ended unasked: after 100 ms, then twice as long each time, up to 10 s"

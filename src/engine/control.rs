@@ -14,18 +14,20 @@
 
 mod council;
 mod delegate;
+mod event;
 mod peer;
 
 #[cfg(test)]
 mod tests;
 
-pub use council::CouncilConfig;
-pub use delegate::Failover;
+pub use council::{CouncilConfig, Failover};
+pub use event::{ControlEvent, Weight};
 
 use std::fmt;
 use std::sync::Arc;
 
 use self::council::{Council, Turn};
+use self::event::Alarms;
 use self::peer::{Peer, disagreement};
 use crate::engine::{Outbox, ShardReport};
 use crate::proto::detector::{BeatHeard, Detector, DetectorConfig, DetectorCounters};
@@ -84,38 +86,6 @@ impl fmt::Display for Disagreement {
     }
 }
 
-/// Something an operator should read. The driver logs its text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ControlEvent {
-    /// A peer's settings agree: it counts from now on.
-    Joined(NodeId, Boot),
-    /// A peer's settings differ: it counts for nothing. Told once for each life of the peer.
-    Refused(NodeId, Disagreement),
-    /// This node leads the voters, and proposed this.
-    Proposed(String),
-    /// The voters know another vote file of this node: it votes no more.
-    Disowned,
-}
-
-impl fmt::Display for ControlEvent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ControlEvent::Joined(node, boot) => write!(f, "node {} joined (boot {})", node.0, boot.0),
-            ControlEvent::Refused(node, differs) => write!(
-                f,
-                "node {} and this node do not join: {differs}; set the same value on all nodes and restart",
-                node.0
-            ),
-            ControlEvent::Proposed(change) => write!(f, "{change}"),
-            ControlEvent::Disowned => write!(
-                f,
-                "this voter has lost what it voted for (its file in TANDEM_DATA_DIR is another one): it votes no more; \
-                 restore the file, or take the node out of TANDEM_VOTERS on all nodes and start the cluster anew"
-            ),
-        }
-    }
-}
-
 /// What a control knows of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
@@ -156,7 +126,7 @@ pub struct Control {
     detector: Detector,
     workers: Workers,
     council: Council,
-    told_disowned: bool,
+    alarms: Alarms,
     /// The version of the map that all peers were last told of without waiting for a beat.
     told_map: u32,
     /// When the last turn was.
@@ -188,7 +158,7 @@ impl Control {
         let council = Council::new(config.node, config.boot, config.shards, config.council.clone())?;
         Ok(Control {
             council,
-            told_disowned: false,
+            alarms: Alarms::default(),
             told_map: 0,
             turned: Nanos::ZERO,
             ticked: false,
@@ -492,9 +462,7 @@ impl Control {
             peers.iter_mut().for_each(|peer| peer.beat_due |= peer.joined);
         }
         self.events.extend(council.changes.drain(..).map(|c| ControlEvent::Proposed(c.to_string())));
-        if self.council.is_disowned() && !std::mem::replace(&mut self.told_disowned, true) {
-            self.events.push(ControlEvent::Disowned);
-        }
+        self.raise_alarms(mono);
     }
 
     fn all_suspects(&self) -> NodeSet {

@@ -268,6 +268,7 @@ impl<A: CallApp> Shard<A> {
         let mut stats = self.counts.clone();
         stats.hedge_after_ns = self.answer_timeout().0;
         stats.slots_recovering = self.recovering.into();
+        stats.slots_stopped = self.standing.report().stopped.into();
         let (learning, synced) = self.report().learning;
         stats.learning = (learning.into(), synced.into());
         let mut masters = vec![0u64; usize::from(NodeId::MAX) + 1];

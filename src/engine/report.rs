@@ -32,6 +32,8 @@ pub struct ShardReport {
     pub recovering: u32,
     /// Slots recovered here although no complete commit set was left.
     pub lossy: u32,
+    /// Slots owned here that stop because no complete commit set is left.
+    pub stopped: u32,
     /// Slots of this shard that this node is a learner of, and how many of them are in sync.
     pub learning: (u32, u32),
     /// Replies owned here that wait for a commit or the kernel.
@@ -129,10 +131,10 @@ impl<A: CallApp> Shard<A> {
         recovering.for_each(|(at, _)| report.blocked.insert(self.map.group_of(self.slot_at(at))));
     }
 
-    fn is_complete(&self, recovery: &Recovery) -> bool {
+    fn verdict(&self, recovery: &Recovery) -> Verdict {
         let live = |m: &MapMember| self.map.is_live(m.node, m.boot);
         let group = self.map.group(recovery.slot());
-        recovery.verdict(group, self.map.commit.into(), live) == Verdict::Complete
+        recovery.verdict(group, self.map.commit.into(), live)
     }
 
     fn make_report(&self, now: Now) -> ShardReport {
@@ -150,8 +152,10 @@ impl<A: CallApp> Shard<A> {
                 report.confirmed.remove(group);
                 // It waits for nothing but members to commit with.
                 let late = now.mono.since(recovery.began()) >= self.config.blocked_after;
-                if late && !recovery.is_settled() && self.is_complete(recovery) {
-                    report.blocked.insert(group);
+                match (!recovery.is_settled()).then(|| self.verdict(recovery)) {
+                    Some(Verdict::Complete) if late => report.blocked.insert(group),
+                    Some(Verdict::Lossy) if !self.config.lossy_go => report.stopped += 1,
+                    _ => {}
                 }
             }
             if let Some(owner) = &state.owner {

@@ -126,6 +126,8 @@ pub struct ShardStats {
     pub slots_owned: u64,
     /// Gauge: slots this shard owns and is still recovering.
     pub slots_recovering: u64,
+    /// Gauge: of those, the ones that stop because no complete commit set is left (TANDEM_LOSSY=stop).
+    pub slots_stopped: u64,
     /// Gauge: slots this shard is a learner of, and how many of them are in sync.
     pub learning: (u64, u64),
     /// Gauge: slots this shard is a member of.

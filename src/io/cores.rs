@@ -8,7 +8,7 @@ use super::cells::{Notice, Progress};
 use super::control_loop::ControlCore;
 use super::shard_loop::ShardCore;
 use crate::app::{CallApp, Inbound, Unclassified};
-use crate::engine::control::{Control, ControlEvent};
+use crate::engine::control::{Control, Weight};
 use crate::engine::{Outbox, Shard, ShardReport};
 use crate::proto::map::ClusterMap;
 use crate::types::{Boot, CallKey, LocalId, Nanos, NodeId, NodeSet, Now};
@@ -173,10 +173,10 @@ impl ControlCore for Control {
     fn flush(&mut self, now: Now, outbox: &mut impl Outbox) {
         self.flush(now, outbox);
         for event in self.take_events() {
-            match event {
-                ControlEvent::Joined(..) | ControlEvent::Proposed(_) => tracing::info!("{event}"),
-                ControlEvent::Refused(..) => tracing::warn!("{event}"),
-                ControlEvent::Disowned => tracing::error!("{event}"),
+            match event.weight() {
+                Weight::Info => tracing::info!("{event}"),
+                Weight::Warning => tracing::warn!("{event}"),
+                Weight::Error => tracing::error!("{event}"),
             }
         }
     }
@@ -220,6 +220,7 @@ impl ControlCore for Control {
             "leader": self.leader().map(|leader| leader.0),
             "leads": self.leads(),
             "quorum": self.has_quorum(),
+            "quorum_losses": self.quorum_losses(),
             "silent": self.silent().iter().map(|n| n.0).collect::<Vec<_>>(),
             "failovers": self.failovers(),
             "bad_maps": dropped.bad_maps,

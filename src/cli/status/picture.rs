@@ -71,11 +71,15 @@ pub struct SlotsView {
     pub served: u64,
     /// Those that a new owner is recovering.
     pub recovering: u64,
+    /// Of those, the ones that stop because no complete commit set is left (TANDEM_LOSSY=stop).
+    pub stopped: u64,
     /// Members each should have.
     pub replicas: u64,
-    /// Those with fewer members.
+    /// Those with fewer members that count: by the map, or because one is silent or was given up by the owner.
     pub short: u64,
-    /// Calls in these; about, if no node counts them.
+    /// Those of which the map itself has fewer: the others wait until TANDEM_EVICT_AFTER is over, or for the member.
+    pub short_by_map: u64,
+    /// Calls in these, about.
     pub calls_short: u64,
     /// Slots, or groups of them, that nodes are catching up on, and how many of these are done.
     pub learning: (u64, u64),
@@ -96,10 +100,10 @@ pub struct FailoverView {
     pub to: Option<u64>,
     /// The term since.
     pub term: u64,
-    /// From the first sign to the new owner's first reply, in us.
+    /// From the last sign of the old owner to the new map, in us.
+    pub agreed_us: Option<u64>,
+    /// The same until the new owner served all of it; known as long as its engine runs.
     pub took_us: Option<u64>,
-    /// Why.
-    pub why: String,
     /// When, wall time in ms.
     pub wall_ms: Option<u64>,
 }
@@ -348,26 +352,38 @@ fn slots(
 ) -> SlotsView {
     let recovering = sum(answers, "slots_recovering").unwrap_or(0);
     let served = sum(answers, "slots_owned").unwrap_or(0).saturating_sub(recovering);
-    let short_by_map = map.map(|map| {
+    let short_by_map = map.map_or(0, |map| {
         let short = |slot: &u16| map.group(Slot(*slot)).members.len() < usize::from(map.replicas);
         (0..map.slots).filter(short).count() as u64
     });
-    let short = short_by_map.unwrap_or_else(|| sum(answers, "slots_short").unwrap_or(0));
+    let short = sum(answers, "slots_short").unwrap_or(0).max(short_by_map);
+    let stopped = sum(answers, "slots_stopped").unwrap_or(0);
     let (all, replicas) = match map {
         Some(map) => (u64::from(map.slots), u64::from(map.replicas)),
         None => (u64::from(settings.slots), settings.r.min(settings.nodes.count()) as u64),
     };
     // Each call is counted by every member it has.
     let about = |calls: u64| (calls / replicas.max(1)).saturating_mul(short) / all.max(1);
-    let calls_short =
-        sum(answers, "calls_short").unwrap_or_else(|| about(sum(answers, "calls").unwrap_or(0)));
+    let calls_short = about(sum(answers, "calls").unwrap_or(0));
     let learning = learning(answers);
     let ends_in_s = earlier.and_then(|(earlier, seconds)| {
         let rate = learning.1.saturating_sub(self::learning(earlier).1) as f64 / seconds;
         (rate > 0.0 && learning.0 > learning.1).then(|| (learning.0 - learning.1) as f64 / rate)
     });
     let resync_bytes = sum(answers, "resync_bytes").unwrap_or(0);
-    SlotsView { all, served, recovering, replicas, short, calls_short, learning, resync_bytes, ends_in_s }
+    SlotsView {
+        all,
+        served,
+        recovering,
+        stopped,
+        replicas,
+        short,
+        short_by_map,
+        calls_short,
+        learning,
+        resync_bytes,
+        ends_in_s,
+    }
 }
 
 /// What the nodes say of SIP; nothing if they run another application.
@@ -404,8 +420,8 @@ fn failovers(answers: &[Value]) -> Vec<FailoverView> {
             from: row["from"].as_u64(),
             to: row["to"].as_u64(),
             term: row["term"].as_u64()?,
+            agreed_us: row["agreed_us"].as_u64(),
             took_us: row["took_us"].as_u64(),
-            why: row["why"].as_str().unwrap_or_default().to_owned(),
             wall_ms: row["wall_ms"].as_u64(),
         })
     };

@@ -29,7 +29,7 @@ fn map(version: u32) -> Value {
 }
 
 fn answers(done: u64) -> Vec<Value> {
-    let failover = |took: Option<u64>| json!({ "address": 0, "from": 1, "to": 2, "term": 4, "took_us": took, "why": "exit notice", "wall_ms": 60_000 });
+    let failover = |took: Option<u64>| json!({ "address": 0, "from": 1, "to": 2, "term": 4, "agreed_us": 9_000, "took_us": took, "wall_ms": 60_000 });
     let control = |version: u32, took: Option<u64>| {
         json!({
             "map": map(version), "lease_left_us": 7_400, "leader": 2, "quorum": true, "voters": [1, 2, 3],
@@ -48,7 +48,8 @@ fn answers(done: u64) -> Vec<Value> {
 }
 
 fn said(picture: &Picture) -> String {
-    text::Text { picture, lease: Nanos::from_millis(10), wall_ms: 61_500 }.to_string()
+    let (lease, evict_after) = (Nanos::from_millis(10), Nanos::from_secs(10));
+    text::Text { picture, lease, evict_after, wall_ms: 61_500 }.to_string()
 }
 
 #[test]
@@ -66,7 +67,7 @@ service     127.0.0.1:5060 held by n2, term 4, lease 2.6 ms old, 7.4 ms left
 slots       128: 120 served, 8 recovering
 redundancy  64 slots (about 20 calls) have fewer than 3 members
 resync      30 of 64 done, 2.5 MB taken in, ends in about 7 s
-failovers   2 s ago: address 0 from n1 to n2, term 4, took 12.3 ms (exit notice)
+failovers   2 s ago: address 0 from n1 to n2, term 4, took 12.3 ms
 ";
     assert_eq!(said(&picture), wanted);
     assert!(!picture.is_whole());
@@ -98,6 +99,44 @@ redundancy  every slot has 3 members
         [json!(null), json!({ "node": "x", "control": 7, "shards": { "engine": [] } }), json!([[]])];
     let picture = Picture::new(&settings(), &rubbish, Some((&rubbish, 0.0)));
     assert!(picture.nodes.iter().all(|node| node.state == State::Unknown), "{picture:?}");
+}
+
+/// The map may name a member for TANDEM_EVICT_AFTER that nobody hears any more.
+#[test]
+fn a_member_that_is_silent_is_none_and_what_stops_is_told() {
+    let whole = |version: u32| {
+        let mut map = map(version);
+        map["groups"] = json!([{ "members": [member(1), member(2), member(3)], "learners": [], "past": [] }]);
+        map["nodes"][2]["state"] = json!("Live");
+        map
+    };
+    let picture = |short: u64, stopped: u64, suspected: bool, live: u16| {
+        let engine = json!({
+            "calls": 64, "slots_owned": 128, "slots_short": short, "slots_stopped": stopped, "slots_recovering": stopped,
+        });
+        let peers: Vec<Value> =
+            (1..=live).map(|n| json!({ "node": n, "suspected": n == 3 && suspected, "up": true })).collect();
+        let failovers =
+            json!([{ "address": 0, "from": 1, "to": 2, "term": 4, "agreed_us": 9_000, "took_us": null }]);
+        let control = json!({ "map": whole(9), "peers": peers, "failovers": failovers });
+        let answer = json!({ "node": 2, "boot": 0x12, "control": control, "shards": [{ "engine": engine }] });
+        Picture::new(&settings(), &[answer], None)
+    };
+    assert!(picture(0, 0, false, 3).is_whole());
+    let silent = picture(128, 0, true, 3);
+    assert!(!silent.is_whole());
+    let text = said(&silent);
+    let wanted = "redundancy  128 slots (about 21 calls) have fewer than 3 members: 2 live nodes can hold them, until another \
+                  is back\n";
+    assert!(text.contains(wanted), "{text}");
+    assert!(text.contains("term 4, agreed after 9.0 ms\n"), "{text}");
+    let given_up = said(&picture(5, 0, false, 3));
+    assert!(given_up.contains("than 3 members: a silent member is replaced after 10 s\n"), "{given_up}");
+    let stopped = said(&picture(0, 7, false, 3));
+    assert!(
+        stopped.contains("STOPPED     7 slots: no complete commit set is left (TANDEM_LOSSY=stop)"),
+        "{stopped}"
+    );
 }
 
 #[test]

@@ -10,6 +10,8 @@ pub(super) struct Text<'a> {
     pub(super) picture: &'a Picture,
     /// How long a whole lease is.
     pub(super) lease: Nanos,
+    /// TANDEM_EVICT_AFTER.
+    pub(super) evict_after: Nanos,
     /// Now, wall time in ms.
     pub(super) wall_ms: u64,
 }
@@ -34,7 +36,7 @@ impl fmt::Display for Text<'_> {
         }
         self.nodes(f)?;
         self.addresses(f)?;
-        slots(f, &picture.slots)?;
+        self.slots(f)?;
         picture.sip.as_ref().map_or(Ok(()), |view| sip(f, view))?;
         for (number, failover) in picture.failovers.iter().enumerate() {
             let title = if number == 0 { "failovers" } else { "" };
@@ -77,16 +79,73 @@ impl Text<'_> {
         Ok(())
     }
 
+    fn slots(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slots = &self.picture.slots;
+        let SlotsView { all, served, recovering, replicas, short, calls_short, learning, .. } = *slots;
+        let idle = all.saturating_sub(served + recovering);
+        let unserved = if idle > 0 { format!(", {idle} by nobody that answered") } else { String::new() };
+        writeln!(f, "slots       {all}: {served} served, {recovering} recovering{unserved}")?;
+        if slots.stopped > 0 {
+            let stopped = slots.stopped;
+            writeln!(
+                f,
+                "STOPPED     {stopped} slots: no complete commit set is left (TANDEM_LOSSY=stop); they wait for a node \
+                 that still holds them"
+            )?;
+        }
+        if short == 0 {
+            writeln!(f, "redundancy  every slot has {replicas} members")?;
+        } else {
+            let until = self.short_until();
+            writeln!(
+                f,
+                "redundancy  {short} slots (about {calls_short} calls) have fewer than {replicas} members{until}"
+            )?;
+        }
+        if learning.0 > learning.1 {
+            let ends = slots
+                .ends_in_s
+                .map_or_else(|| "not moving now".into(), |s| format!("ends in about {}", span(s)));
+            let megabytes = slots.resync_bytes as f64 / 1e6;
+            let (all, done) = learning;
+            writeln!(f, "resync      {done} of {all} done, {megabytes:.1} MB taken in, {ends}")?;
+        }
+        Ok(())
+    }
+
+    /// What must happen for the slots to have all their members again, where nobody is catching up yet.
+    fn short_until(&self) -> String {
+        let slots = &self.picture.slots;
+        let holders =
+            |n: &&NodeView| matches!(n.state, State::Live | State::Draining) && !n.roles.contains(&"witness");
+        match self.picture.nodes.iter().filter(holders).count() as u64 {
+            _ if slots.learning.0 > slots.learning.1 => String::new(),
+            live if live < slots.replicas => {
+                format!(": {live} live nodes can hold them, until another is back")
+            }
+            _ if slots.short_by_map < slots.short => {
+                format!(
+                    ": a silent member is replaced after {}",
+                    span(self.evict_after.as_millis_f64() / 1_000.0)
+                )
+            }
+            _ => ": others are about to take their place".into(),
+        }
+    }
+
     fn failover(&self, failover: &FailoverView) -> String {
         let node = |id: Option<u64>| id.map_or_else(|| "nobody".into(), |id| format!("n{id}"));
         let when = failover.wall_ms.map_or_else(String::new, |then| {
             format!("{} ago: ", span(self.wall_ms.saturating_sub(then) as f64 / 1_000.0))
         });
-        let took =
-            failover.took_us.map_or_else(String::new, |us| format!(", took {:.1} ms", us as f64 / 1_000.0));
-        let why = if failover.why.is_empty() { String::new() } else { format!(" ({})", failover.why) };
+        let ms = |us: u64| us as f64 / 1_000.0;
+        let took = match (failover.took_us, failover.agreed_us) {
+            (Some(us), _) => format!(", took {:.1} ms", ms(us)),
+            (None, Some(us)) => format!(", agreed after {:.1} ms", ms(us)),
+            (None, None) => String::new(),
+        };
         let (from, to) = (node(failover.from), node(failover.to));
-        format!("{when}address {} from {from} to {to}, term {}{took}{why}", failover.address, failover.term)
+        format!("{when}address {} from {from} to {to}, term {}{took}", failover.address, failover.term)
     }
 }
 
@@ -105,28 +164,6 @@ fn row(node: &NodeView) -> [String; 8] {
     let (id, roles) = (format!("n{}", node.id), node.roles.join(" "));
     let (host, address) = (node.host.clone(), node.address.clone());
     [id, host, state.into(), boot, calls, format!("{} slots", node.masters), address, roles]
-}
-
-fn slots(f: &mut fmt::Formatter<'_>, slots: &SlotsView) -> fmt::Result {
-    let SlotsView { all, served, recovering, replicas, short, calls_short, learning, .. } = *slots;
-    let idle = all.saturating_sub(served + recovering);
-    let unserved = if idle > 0 { format!(", {idle} by nobody that answered") } else { String::new() };
-    writeln!(f, "slots       {all}: {served} served, {recovering} recovering{unserved}")?;
-    if short == 0 {
-        writeln!(f, "redundancy  every slot has {replicas} members")?;
-    } else {
-        writeln!(
-            f,
-            "redundancy  {short} slots (about {calls_short} calls) have fewer than {replicas} members"
-        )?;
-    }
-    if learning.0 > learning.1 {
-        let ends =
-            slots.ends_in_s.map_or_else(|| "not moving now".into(), |s| format!("ends in about {}", span(s)));
-        let megabytes = slots.resync_bytes as f64 / 1e6;
-        writeln!(f, "resync      {} of {} done, {megabytes:.1} MB taken in, {ends}", learning.1, learning.0)?;
-    }
-    Ok(())
 }
 
 fn sip(f: &mut fmt::Formatter<'_>, sip: &SipView) -> fmt::Result {

@@ -9,6 +9,7 @@
 //! the leader move the owner's addresses. A promise lives in memory: a voter that has restarted grants nothing until the
 //! map has its new life, and that is another map.
 
+mod failover;
 mod lead;
 mod pace;
 mod report;
@@ -16,8 +17,9 @@ mod stuck;
 
 use std::sync::Arc;
 
+pub use failover::Failover;
+
 use super::Peer;
-use super::delegate::Failover;
 use crate::engine::ShardReport;
 use crate::proto::map::{ClusterMap, MapNode, MapShape, NodeState};
 use crate::proto::steward::{Change, NodeView, Steward, StewardConfig, drain_refused};
@@ -36,8 +38,6 @@ const MEET_WITHIN: Nanos = Nanos::from_secs(1);
 /// How long an owner that drains waits at least, after it has stopped releasing, for the members to hear what is on the
 /// wire.
 const DRAIN_PAUSE: Nanos = Nanos::from_millis(5);
-/// Failovers remembered for status.
-const MOST_FAILOVERS: usize = 16;
 /// The level of the applications that this version supports.
 const APP_LEVEL: u16 = 1;
 
@@ -211,6 +211,12 @@ impl Council {
         }
     }
 
+    /// Slots of this node that were recovered from too few, slots that stop for it, and groups that had lost all members.
+    pub(super) fn losses(&self) -> (u32, u32, u32) {
+        let sum = |of: fn(&ShardReport) -> u32| self.reports.iter().map(of).sum();
+        (sum(|r| r.lossy), sum(|r| r.stopped), self.map.lossy)
+    }
+
     /// Whether the map says that this life is over.
     pub(super) fn is_fenced(&self) -> bool {
         let node = self.map.node(self.me);
@@ -270,21 +276,7 @@ impl Council {
         if map.version <= self.map.version || !map.fits(&self.config.shape) {
             return;
         }
-        for (number, (old, new)) in self.map.addresses.iter().zip(&map.addresses).enumerate() {
-            if old.term != new.term && old.term.0 > 0 {
-                let heard = peers.iter().find(|p| p.node == old.owner).map_or(now, |p| p.heard_at());
-                self.failovers.push(Failover {
-                    address: number,
-                    from: old.owner.0,
-                    to: new.owner.0,
-                    term: new.term.0,
-                    wall_ms: wall.0 / 1_000_000,
-                    took_us: now.since(heard).as_micros(),
-                });
-            }
-        }
-        let excess = self.failovers.len().saturating_sub(MOST_FAILOVERS);
-        self.failovers.drain(..excess);
+        self.note_failovers(now, wall, peers, &map);
         self.stir(now);
         self.map = Arc::new(map);
         self.map_bytes = postcard::to_stdvec(&*self.map).unwrap_or_default();
@@ -306,6 +298,7 @@ impl Council {
         self.watch(&turn);
         self.promise(&mut turn);
         self.renew(&turn);
+        self.time_failovers(turn.now);
         self.stand(&turn);
         self.propose(&turn);
         self.take_decided(turn.now, turn.wall, turn.peers);

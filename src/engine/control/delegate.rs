@@ -1,24 +1,7 @@
-//! What the council keeps of others: a peer's newest report and the lease it granted; addresses that have moved.
+//! What the council keeps of others: a peer's newest report and the lease it granted.
 
 use crate::types::Nanos;
 use crate::wire::council::{GRANTS, LostMember, Report};
-
-/// A service address that has moved.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Failover {
-    /// Its number.
-    pub address: usize,
-    /// From which node.
-    pub from: u16,
-    /// To which.
-    pub to: u16,
-    /// The new owner's term.
-    pub term: u32,
-    /// When this node heard of it, wall time in ms since 1970.
-    pub wall_ms: u64,
-    /// From the last sign of the old owner to the new map here, in us; for the new owner itself to its lease.
-    pub took_us: u64,
-}
 
 /// What the council keeps for one peer, in its present life.
 #[derive(Clone, Debug, Default)]

@@ -1,5 +1,6 @@
 //! The rules of joining, by controls that talk to each other over a link with a delay.
 
+mod alarms;
 mod council;
 mod lead;
 mod leases;

@@ -195,12 +195,12 @@ impl World {
                     self.nodes[index].known[usize::from(node.0) - 1] = Some(boot);
                     self.tell_news(index, News::Joined(node, boot));
                 }
-                ControlEvent::Refused(..) | ControlEvent::Disowned => {}
                 ControlEvent::Proposed(change) => {
                     self.coverage.promoted += u64::from(change.contains("is a member of"));
                     self.coverage.dropped += u64::from(change.contains("is no member of"));
                     self.say(|w| format!("{} proposes: {change}", w.nodes[index].id));
                 }
+                event => self.say(|w| format!("{} tells: {event}", w.nodes[index].id)),
             }
         }
         if news {
