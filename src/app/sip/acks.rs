@@ -2,7 +2,7 @@
 
 use super::forward::{self, Onward};
 use super::request::reject_stateless;
-use super::routing;
+use super::routing::{self, Visits};
 use super::run::{Came, Ctx, Run, Status};
 use super::server::{id, response_hop};
 use super::session::Amended;
@@ -32,7 +32,7 @@ impl State {
         let loop_hash = routing::loop_hash(run.config, message);
         let stray = |run: &mut Run<'_, _>| run.lose(Lost::StrayAck);
         let Some(mut way) = routing::way(run.config, message) else { return stray(run) };
-        let looped = routing::visits(run.config, message, loop_hash) != routing::Visits::First;
+        let visits = routing::visits(run.config, message, loop_hash);
         let dialog = self.dialog_of(message);
         let to = match dialog {
             Some((at, side)) => {
@@ -49,8 +49,10 @@ impl State {
             None => None,
         };
         let hop = to.and_then(|(to, wanted)| Some(Hop::new(to, run.config.speaker(to, wanted)?)));
-        let Some(to) = hop.filter(|_| !looped) else { return stray(run) };
+        let Some(to) = hop.filter(|_| visits != Visits::Loop) else { return stray(run) };
         let body = match dialog {
+            // What it describes became ours when it was here first.
+            _ if visits == Visits::Spiral => None,
             Some((_, side)) => self.ack_body(run, side, message),
             None => self.late_body(run, message),
         };

@@ -55,6 +55,54 @@ fn what_has_been_here_before() {
     });
 }
 
+/// By way of a proxy between, which asks for another Request-URI: what follows comes through here twice as well.
+#[test]
+fn a_spiral_that_is_answered() {
+    run(&config(), "domain example.com 10.0.0.3:5060\ndefault 10.0.0.2:5060", |world| {
+        let onward = |message: &str, name: &str| {
+            let via = format!("Via: SIP/2.0/UDP {CAROL};branch=z9hG4bK{name}\r\nVia:");
+            message.replacen("Via:", &via, 1)
+        };
+        let back = |message: &str| {
+            let via = values(message, "Via").remove(0);
+            message.replacen(&format!("Via: {via}\r\n"), "", 1)
+        };
+        world.send(ALICE, &invite("l", 1, "", ""));
+        world.one(ALICE, "SIP/2.0 100 ");
+        let between = onward(&world.one(CAROL, "INVITE "), "invite")
+            .replace("sip:bob@example.com SIP", "sip:bob@x.org SIP")
+            .replacen("Record-Route:", &format!("Record-Route: <sip:{CAROL};lr>\r\nRecord-Route:"), 1);
+        world.send(CAROL, &between);
+        world.one(CAROL, "SIP/2.0 100 ");
+        let got = world.one(BOB, "INVITE sip:bob@x.org ");
+        world.send(BOB, &reply(&got, 200, "b1", BOB, "", &sdp("10.0.0.2", 6000)));
+        let answer = back(&world.one(CAROL, "SIP/2.0 200 "));
+        world.send(CAROL, &answer);
+        let mut alice = Dialog::caller(&world.one(ALICE, "SIP/2.0 200 "), 1);
+        assert_eq!(
+            alice.routes,
+            [format!("<sip:{PROXY};lr>"), format!("<sip:{CAROL};lr>"), format!("<sip:{PROXY};lr>")]
+        );
+        for (method, described) in [("ACK", sdp("10.0.0.1", 4000)), ("BYE", String::new())] {
+            world.send(ALICE, &alice.request(method, "", &described));
+            let there = world.one(CAROL, &format!("{method} sip:agent@{BOB} "));
+            let next = there.replacen(&format!("Route: <sip:{CAROL};lr>\r\n"), "", 1);
+            assert_eq!(values(&next, "Route"), [format!("<sip:{PROXY};lr>")]);
+            world.send(CAROL, &onward(&next, method));
+            let arrived = world.one(BOB, &format!("{method} sip:agent@{BOB} "));
+            assert_eq!(values(&arrived, "Via").len(), 4);
+            assert_eq!(super::harness::body(&arrived), super::harness::body(&there));
+            if method == "ACK" {
+                // With the route that it came with it would go round for ever.
+                let again = format!("Route: <sip:{PROXY};lr>\r\nRoute:");
+                world.send(CAROL, &onward(&there.replacen("Route:", &again, 1), "again"));
+                world.none();
+                assert_eq!(lost(world, Lost::StrayAck), 1);
+            }
+        }
+    });
+}
+
 #[test]
 fn hops_run_out() {
     usual(|world| {
