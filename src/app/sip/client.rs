@@ -6,6 +6,9 @@ use super::state::{Cancel, Client, ClientState, Hop, NEVER, Repeat, Verb};
 use super::timing::{GIVE_UP, T2, T4};
 use crate::wire::sip::{self, Message};
 
+/// What the CANCEL says to targets that another was faster than (RFC 3326 section 3.1).
+const ANSWERED_ELSEWHERE: &[u8] = b"SIP;cause=200;text=\"Call completed elsewhere\"";
+
 /// What becomes of a client transaction as time passes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expiry {
@@ -71,6 +74,24 @@ impl Client {
             (ClientState::Proceeding, Cancel::No | Cancel::Wanted) => self.send_cancel(run),
             _ => {}
         }
+    }
+
+    /// It is waited for no more: it is not asked again, and what still comes from it is absorbed for as long as its
+    /// transaction could last.
+    pub(super) fn leave(&mut self, now: u64) {
+        self.repeat.stop();
+        self.until = now.saturating_add(GIVE_UP);
+    }
+
+    /// Another target has answered: this one is to ring no longer (RFC 3261 section 16.7, item 10).
+    pub(super) fn outrun(&mut self, run: &mut Run<'_, impl Ctx>) {
+        if self.state == ClientState::Calling {
+            self.leave(run.now());
+        }
+        if self.is_open() && self.cancel == Cancel::No {
+            self.reason = ANSWERED_ELSEWHERE.into();
+        }
+        self.cancel(run);
     }
 
     fn send_cancel(&mut self, run: &mut Run<'_, impl Ctx>) {

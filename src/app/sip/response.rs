@@ -11,7 +11,6 @@ use super::session::{self, Amended};
 use super::shared::{Change, Lost};
 use super::state::{Cancel, ClientState, DialogState, NEVER, ServerState, State, Verb};
 use super::story::Cause;
-use super::timing::GIVE_UP;
 use crate::wire::sip::{Message, Method};
 
 impl State {
@@ -129,10 +128,9 @@ impl State {
         if let Some(server) = &mut exchange.server {
             server.conclude(run, Verb::Invite, 200, bytes);
         }
-        if exchange.clients.len() == 1 {
-            // With others open, a second answer may still make a dialog of its own.
-            exchange.targets = Vec::new();
-        }
+        // Nobody else is called now; one who answers all the same makes a dialog of its own.
+        exchange.targets = Vec::new();
+        exchange.clients.iter_mut().for_each(|client| client.outrun(run));
     }
 
     fn note_answer(
@@ -200,7 +198,7 @@ impl State {
 
     pub(super) fn may_try_next(&self, at: usize) -> bool {
         let exchange = &self.exchanges[at];
-        !exchange.targets.is_empty() && !exchange.cancelled && !exchange.expired
+        !exchange.targets.is_empty() && !exchange.cancelled && !exchange.expired && !exchange.is_answered()
     }
 
     /// The exchange ends with this, other than a 2xx to an INVITE.
@@ -333,11 +331,7 @@ impl State {
         if silent && current && exchange.server.is_some() {
             self.note_failed(run, to);
             if self.try_next(run, at) {
-                // What still comes from it is absorbed for as long as its transaction could last.
-                let client = &mut self.exchanges[at].clients[which];
-                client.repeat.stop();
-                client.until = now.saturating_add(GIVE_UP);
-                return;
+                return self.exchanges[at].clients[which].leave(now);
             }
         }
         let exchange = &mut self.exchanges[at];

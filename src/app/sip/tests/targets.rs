@@ -1,11 +1,13 @@
 //! Targets that fail, and what a caller is told in the end.
 
 use super::harness::{
-    ALICE, BOB, CAROL, Dialog, ack_refusal, audio_port, cancel, config, hang_up, header, invite, reply,
-    request, run, sdp, usual, values,
+    ALICE, BOB, CAROL, Dialog, World, ack_refusal, audio_port, cancel, config, hang_up, header, invite,
+    reply, request, run, sdp, usual, values,
 };
+use crate::app::sip::config::SipConfig;
 use crate::types::Nanos;
 
+const DAVE: &str = "10.0.0.4:5060";
 const TWO: &str = "default 10.0.0.2:5060, 10.0.0.3:5060;priority=1";
 
 #[test]
@@ -52,6 +54,65 @@ fn a_silent_target_and_the_next() {
         world.all(ALICE);
         world.all(BOB);
         world.all(CAROL);
+    });
+}
+
+/// An INVITE that Bob is silent to for too long, so that Carol gets it; as both got it. There is one more behind them.
+fn second_try(world: &mut World) -> (String, String) {
+    world.send(ALICE, &invite("f", 1, "", &sdp("10.0.0.1", 4000)));
+    world.one(ALICE, "SIP/2.0 100 ");
+    world.wait(4_000);
+    (world.each(BOB, &["INVITE "; 4]).remove(0), world.one(CAROL, "INVITE "))
+}
+
+fn three(flow: impl Fn(&mut World)) {
+    let config = SipConfig { next_after: Nanos::from_secs(4), ..config() };
+    run(&config, &format!("{TWO}, {DAVE};priority=2"), |world| {
+        flow(world);
+        world.wait(200_000);
+        world.none();
+        assert_eq!((world.table.len(), world.records.len()), (1, 1));
+    });
+}
+
+#[test]
+fn a_late_answer_stops_the_next_from_ringing() {
+    three(|world| {
+        let (first, second) = second_try(world);
+        world.send(CAROL, &reply(&second, 180, "c1", CAROL, "", ""));
+        world.one(ALICE, "SIP/2.0 180 ");
+        world.send(BOB, &reply(&first, 200, "b1", BOB, "", &sdp("10.0.0.2", 6000)));
+        let mut alice = Dialog::caller(&world.one(ALICE, "SIP/2.0 200 "), 1);
+        let cancelled = world.one(CAROL, "CANCEL ");
+        assert_eq!(values(&cancelled, "Via"), values(&second, "Via")[..1]);
+        assert!(header(&cancelled, "Reason").expect("why").starts_with("SIP;cause=200;"));
+        world.send(CAROL, &reply(&cancelled, 200, "c1", "", "", ""));
+        world.send(CAROL, &reply(&second, 487, "c1", "", "", ""));
+        world.one(CAROL, "ACK ");
+        world.none();
+        world.send(ALICE, &alice.request("ACK", "", ""));
+        world.one(BOB, "ACK ");
+        hang_up(world, &mut alice);
+    });
+}
+
+#[test]
+fn after_a_late_answer_nobody_else_is_called() {
+    three(|world| {
+        let (first, second) = second_try(world);
+        world.send(BOB, &reply(&first, 200, "b1", BOB, "", &sdp("10.0.0.2", 6000)));
+        let mut alice = Dialog::caller(&world.one(ALICE, "SIP/2.0 200 "), 1);
+        world.send(ALICE, &alice.request("ACK", "", ""));
+        world.one(BOB, "ACK ");
+        world.wait(20_000);
+        world.none();
+        // The next has not answered yet, but got it.
+        world.send(CAROL, &reply(&second, 180, "c1", CAROL, "", ""));
+        let cancelled = world.one(CAROL, "CANCEL ");
+        world.send(CAROL, &reply(&cancelled, 200, "c1", "", "", ""));
+        world.send(CAROL, &reply(&second, 487, "c1", "", "", ""));
+        world.one(CAROL, "ACK ");
+        hang_up(world, &mut alice);
     });
 }
 
