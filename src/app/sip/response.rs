@@ -101,7 +101,8 @@ impl State {
         let now = run.now();
         let exchange = &mut self.exchanges[at];
         let client = &mut exchange.clients[which];
-        let again = client.state == ClientState::Accepted && client.last == hash;
+        let was_accepted = client.state == ClientState::Accepted;
+        let again = was_accepted && client.last == hash;
         if client.state == ClientState::Completed {
             return run.lose(Lost::StrayResponse);
         }
@@ -109,13 +110,16 @@ impl State {
             client.accepted(now);
         }
         client.last = hash;
-        if let (true, Some(server)) = (again, &exchange.server) {
+        if let Some(server) =
+            exchange.server.as_ref().filter(|server| was_accepted && server.has_said(message))
+        {
             // The same bytes, and no second look at them.
             return run.send(server.to, &server.reply);
         }
         let (within, spiral, refresh) = (exchange.within, exchange.spiral, exchange.refresh);
         let (lasts, amended) = session::response(refresh, message);
-        if !spiral {
+        // What comes again of another answer than the first may come after its BYE.
+        if !spiral && !again {
             self.note_answer(run, at, message, came, within);
             let expires = lasts.map_or(NEVER, |s| now.saturating_add(u64::from(s) * 1_000_000_000));
             if let Some((dialog, _)) = self.dialog_of(message) {
@@ -125,8 +129,10 @@ impl State {
         let body = self.response_body(run, at, message);
         let bytes = forward::response(message, body.as_deref(), &amended);
         let exchange = &mut self.exchanges[at];
-        if let Some(server) = &mut exchange.server {
-            server.conclude(run, Verb::Invite, 200, bytes);
+        match &mut exchange.server {
+            Some(server) if server.state == ServerState::Accepted => run.send(server.to, &bytes),
+            Some(server) => server.conclude(run, Verb::Invite, 200, bytes),
+            None => {}
         }
         // Nobody else is called now; one who answers all the same makes a dialog of its own.
         exchange.targets = Vec::new();

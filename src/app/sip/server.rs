@@ -76,6 +76,13 @@ impl Server {
         };
     }
 
+    /// Whether the 2xx that it sent was this one: that of the same dialog.
+    pub(super) fn has_said(&self, accepted: &Message<'_>) -> bool {
+        let tag = |message: &Message<'_>| message.to().and_then(|to| to.tag()).map(<[u8]>::to_vec);
+        self.state == ServerState::Accepted
+            && Message::parse(&self.reply).is_ok_and(|reply| tag(&reply) == tag(accepted))
+    }
+
     /// The request came again.
     pub(super) fn again(&mut self, run: &mut Run<'_, impl Ctx>) {
         let answers = matches!(self.state, ServerState::Proceeding | ServerState::Completed);

@@ -97,6 +97,38 @@ fn a_late_answer_stops_the_next_from_ringing() {
 }
 
 #[test]
+fn each_of_two_answers_comes_again_as_it_was() {
+    three(|world| {
+        let (first, second) = second_try(world);
+        let answers = [
+            (CAROL, reply(&second, 200, "c1", CAROL, "", &sdp("10.0.0.3", 6000))),
+            (BOB, reply(&first, 200, "b1", BOB, "", &sdp("10.0.0.2", 6000))),
+        ];
+        let passed = answers.each_ref().map(|(from, answer)| {
+            world.send(from, answer);
+            world.one(ALICE, "SIP/2.0 200 ")
+        });
+        for (at, (from, answer)) in answers.iter().enumerate() {
+            world.send(from, answer);
+            assert_eq!(world.one(ALICE, "SIP/2.0 200 "), passed[at]);
+        }
+        for (at, end) in [(1, BOB), (0, CAROL)] {
+            let mut alice = Dialog::caller(&passed[at], 1);
+            world.send(ALICE, &alice.request("ACK", "", ""));
+            world.one(end, "ACK ");
+            world.send(ALICE, &alice.request("BYE", "", ""));
+            let bye = world.one(end, "BYE ");
+            world.send(end, &reply(&bye, 200, "", "", "", ""));
+            world.one(ALICE, "SIP/2.0 200 ");
+            // Once more, as its ACK was late: it begins no dialog.
+            world.send(answers[at].0, &answers[at].1);
+            assert_eq!(world.one(ALICE, "SIP/2.0 200 "), passed[at]);
+        }
+        assert_eq!(world.record()["duration_ms"], 0);
+    });
+}
+
+#[test]
 fn after_a_late_answer_nobody_else_is_called() {
     three(|world| {
         let (first, second) = second_try(world);
