@@ -216,7 +216,7 @@ impl State {
         self.note_target(self.exchanges.len() - 1);
     }
 
-    /// Refuses a request. An INVITE's refusal is repeated until its ACK comes; another's when the request comes again.
+    /// Refuses a request: once, and again when it comes again. An INVITE's transaction is kept for its ACK.
     fn reject(
         &mut self,
         run: &mut Run<'_, impl Ctx>,
@@ -231,7 +231,7 @@ impl State {
         let mut exchange = Exchange { request: Box::default(), ..asked.exchange(spiral) };
         if let Some(server) = &mut exchange.server {
             let bytes = run.reply(asked.message, asked.id, asked.came.source, status, headers);
-            server.conclude(run, Verb::Invite, status.0, bytes);
+            server.refuse(run, bytes);
         }
         if !asked.within && !spiral {
             let cause = if status == Status::NOT_FOUND { Cause::NoRoute } else { Cause::Refused };

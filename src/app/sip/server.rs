@@ -76,6 +76,15 @@ impl Server {
         };
     }
 
+    /// Refuses a request that nothing was said to yet. Timer G (RFC 3261 section 17.2.1) would repeat an INVITE's refusal
+    /// to a source that may be forged; so the INVITE, which is repeated until something is said, draws it again.
+    pub(super) fn refuse(&mut self, run: &mut Run<'_, impl Ctx>, bytes: Vec<u8>) {
+        run.send(self.to, &bytes);
+        self.reply = bytes.into_boxed_slice();
+        self.until = run.now().saturating_add(GIVE_UP);
+        self.state = ServerState::Completed;
+    }
+
     /// Whether the 2xx that it sent was this one: that of the same dialog.
     pub(super) fn has_said(&self, accepted: &Message<'_>) -> bool {
         let tag = |message: &Message<'_>| message.to().and_then(|to| to.tag()).map(<[u8]>::to_vec);

@@ -193,6 +193,9 @@ fn no_rule_fits() {
         let over = world.one(ALICE, "SIP/2.0 404 ");
         world.send(ALICE, &asked);
         assert_eq!(world.one(ALICE, "SIP/2.0 404 "), over);
+        // Unasked it is not repeated to who may be anybody, and its ACK ends here.
+        world.wait(20_000);
+        world.none();
         world.send(ALICE, &ack_refusal(&asked, &over));
         world.none();
         assert_eq!(world.record()["outcome"], "no_route");
