@@ -44,7 +44,9 @@ impl State {
             }
             // After the loss of all state its routes are all there is (section 16.11).
             None if way.through && !(way.ours && way.routes.is_empty()) => {
-                way.next.map(|next| (Endpoint::from(next), way.endpoint.unwrap_or(came.endpoint)))
+                let next =
+                    way.next.map(Endpoint::from).filter(|to| self.may_lead(run, came.source, *to, true));
+                next.map(|next| (next, way.endpoint.unwrap_or(came.endpoint)))
             }
             None => None,
         };

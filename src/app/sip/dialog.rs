@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::config::SipConfig;
 use super::routing::{Way, ours};
-use super::run::Came;
+use super::run::{Came, Ctx, Run};
 use super::state::{Dialog, DialogState, Exchange, NEVER, Party, State};
 use crate::app::media::Side;
 use crate::types::Endpoint;
@@ -81,6 +81,31 @@ impl State {
         let (from, to) = (message.from()?, message.to()?);
         let (from, to) = (from.tag()?, to.tag()?);
         self.dialogs.iter().enumerate().find_map(|(at, dialog)| Some((at, dialog.side(from, to)?)))
+    }
+
+    /// Whether a request of no dialog known here may go where it says itself: to a target's host or a party of this
+    /// call; `within` a dialog also from a target's host to anybody, for so the notifier of a subscription, whose dialog
+    /// is not kept here, finds its subscriber. Otherwise anybody could have anything sent to anybody.
+    pub(super) fn may_lead(
+        &self,
+        run: &Run<'_, impl Ctx>,
+        source: Endpoint,
+        to: Endpoint,
+        within: bool,
+    ) -> bool {
+        let routes = run.ctx.shared().slot.routes();
+        routes.has_host(to.ip) || within && routes.has_host(source.ip) || self.has_party(to)
+    }
+
+    /// Whether a party of the call is there: of one of its dialogs, or of what is left of one after its BYE.
+    fn has_party(&self, at: Endpoint) -> bool {
+        let speaks = |dialog: &Dialog| dialog.parties.iter().any(|party| party.seen.to() == at);
+        let spoke = |exchange: &Exchange| {
+            let known = exchange.within && (exchange.from.is_some() || exchange.server.is_none());
+            let met = || exchange.clients.iter().map(|client| client.to).chain([exchange.source]);
+            known && met().any(|hop| hop.to() == at)
+        };
+        self.dialogs.iter().any(speaks) || self.exchanges.iter().any(spoke)
     }
 
     /// A request within a dialog has come from `side`.

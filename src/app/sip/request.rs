@@ -83,7 +83,8 @@ impl State {
         match self.find_targets(run, asked, &mut way) {
             Ok(targets) => self.accept(run, asked, &way, targets, loop_hash, spiral),
             Err(status) => {
-                let lost = if status == Status::NO_DIALOG { Lost::StrayRequest } else { Lost::NoRoute };
+                let stray = matches!(status, Status::NO_DIALOG | Status::FORBIDDEN);
+                let lost = if stray { Lost::StrayRequest } else { Lost::NoRoute };
                 run.lose(lost);
                 self.reject(run, asked, status, &[], spiral);
             }
@@ -155,7 +156,11 @@ impl State {
             (party.reached_by(way), way.endpoint.unwrap_or(party.seen.endpoint))
         } else if !way.routes.is_empty() || asked.within && way.through && !way.ours {
             let unreachable = if asked.within { Status::NO_DIALOG } else { Status::NOT_FOUND };
-            (way.next.ok_or(unreachable)?.into(), way.endpoint.unwrap_or(asked.came.endpoint))
+            let to = way.next.ok_or(unreachable)?.into();
+            if !self.may_lead(run, asked.came.source, to, asked.within) {
+                return Err(Status::FORBIDDEN);
+            }
+            (to, way.endpoint.unwrap_or(asked.came.endpoint))
         } else if asked.within {
             return Err(Status::NO_DIALOG);
         } else {

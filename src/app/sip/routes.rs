@@ -153,6 +153,11 @@ impl Routes {
         self.targets.binary_search(&target).is_ok()
     }
 
+    /// Whether a target is on this host.
+    pub fn has_host(&self, ip: [u8; 16]) -> bool {
+        self.targets.binary_search_by(|target| target.ip.cmp(&ip)).is_ok()
+    }
+
     /// The targets for a Request-URI, lowest priority number first; none if no rule fits.
     pub fn find(&self, uri: &Uri<'_>) -> Option<&[Target]> {
         let by_user = || user_of(uri).and_then(|user| self.by_prefix(&user));

@@ -141,6 +141,7 @@ impl Status {
     pub(super) const TRYING: Status = Status(100, "Trying");
     pub(super) const OK: Status = Status(200, "OK");
     pub(super) const BAD_REQUEST: Status = Status(400, "Bad Request");
+    pub(super) const FORBIDDEN: Status = Status(403, "Forbidden");
     pub(super) const NOT_FOUND: Status = Status(404, "Not Found");
     pub(super) const TIMEOUT: Status = Status(408, "Request Timeout");
     pub(super) const TOO_SMALL: Status = Status(422, "Session Interval Too Small");

@@ -15,9 +15,10 @@ pub enum Lost {
     Misdirected,
     /// A response to no request that is known here.
     StrayResponse,
-    /// An ACK that acknowledges nothing known, and says not where to go.
+    /// An ACK that acknowledges nothing known, and says not where to go, or where it may not.
     StrayAck,
-    /// Another request within a dialog that is not known, and says not where to go; answered.
+    /// Another request of a dialog that is not known, that says not where to go, or one that says where it may not;
+    /// answered.
     StrayRequest,
     /// A call has more transactions than it may have; answered.
     TooMany,

@@ -260,6 +260,82 @@ fn messages_that_belong_to_nothing() {
     });
 }
 
+/// Nobody has anything sent to anybody by what only he says of the way.
+#[test]
+fn what_belongs_to_no_call_leads_to_targets_only() {
+    usual(|world| {
+        let there = "10.6.6.6:5060";
+        let by = |to: &str| format!("Contact: <sip:alice@{ALICE}>\nRoute: <sip:{PROXY};lr>, <sip:{to};lr>\n");
+        for method in ["OPTIONS", "MESSAGE", "INVITE"] {
+            let asked = request(method, "sip:bob@example.com", method, 1, &by(there), "");
+            world.send(ALICE, &asked);
+            let over = world.one(ALICE, "SIP/2.0 403 ");
+            if method == "INVITE" {
+                world.send(ALICE, &ack_refusal(&asked, &over));
+            }
+            // Not even if a target seems to ask.
+            world.send(BOB, &request(method, "sip:bob@example.com", "b", 1, &by(there), ""));
+            world.one(BOB, "SIP/2.0 403 ");
+        }
+        assert_eq!(world.records.len(), 2);
+        world.send(ALICE, &request("MESSAGE", "sip:x@x", "m", 1, &by(BOB), ""));
+        let got = world.one(BOB, "MESSAGE sip:x@x ");
+        world.send(BOB, &reply(&got, 200, "b1", "", "", ""));
+        world.one(ALICE, "SIP/2.0 200 ");
+        let end = |at, target: &str| Dialog {
+            own: String::from("<sip:a@x>;tag=1"),
+            other: String::from("<sip:b@x>;tag=2"),
+            call_id: format!("ghost of {at}"),
+            target: format!("sip:x@{target}"),
+            routes: vec![format!("<sip:{PROXY};lr>")],
+            cseq: 1,
+            at,
+        };
+        let mut ghost = end(ALICE, there);
+        world.send(ALICE, &ghost.request("INFO", "", ""));
+        world.one(ALICE, "SIP/2.0 403 ");
+        world.send(ALICE, &ghost.request("ACK", "", ""));
+        ghost.routes.push(format!("<sip:{there};lr>"));
+        world.send(ALICE, &ghost.request("INFO", "", ""));
+        world.one(ALICE, "SIP/2.0 403 ");
+        assert_eq!((lost(world, Lost::StrayRequest), lost(world, Lost::StrayAck)), (8, 1));
+        // As the notifier of a subscription does, whose dialog nobody keeps.
+        world.send(BOB, &end(BOB, CAROL).request("NOTIFY", "", ""));
+        let got = world.one(CAROL, "NOTIFY ");
+        world.send(CAROL, &reply(&got, 200, "", "", "", ""));
+        world.one(BOB, "SIP/2.0 200 ");
+    });
+}
+
+/// The parties of a call reach each other, targets or not, as long as anything is left of it.
+#[test]
+fn what_comes_after_the_bye_reaches_the_parties() {
+    usual(|world| {
+        world.send(ALICE, &invite("t", 1, "", ""));
+        world.one(ALICE, "SIP/2.0 100 ");
+        let got = world.one(BOB, "INVITE ");
+        let ok = reply(&got, 200, "c1", CAROL, "", "");
+        world.send(BOB, &ok);
+        let mut alice = Dialog::caller(&world.one(ALICE, "SIP/2.0 200 "), 1);
+        let mut carol = Dialog::callee(&got, &ok, CAROL);
+        world.send(ALICE, &alice.request("ACK", "", ""));
+        world.one(CAROL, "ACK ");
+        world.send(ALICE, &alice.request("BYE", "", ""));
+        let bye = world.one(CAROL, "BYE ");
+        world.send(CAROL, &reply(&bye, 200, "", "", "", ""));
+        world.one(ALICE, "SIP/2.0 200 ");
+        world.send(CAROL, &carol.request("NOTIFY", "Event: refer\n", ""));
+        let got = world.one(ALICE, "NOTIFY ");
+        world.send(ALICE, &reply(&got, 200, "", "", "", ""));
+        world.one(CAROL, "SIP/2.0 200 ");
+        world.send(ALICE, &alice.request("ACK", "", ""));
+        world.one(CAROL, "ACK ");
+        world.wait(70_000);
+        world.send(CAROL, &carol.request("NOTIFY", "Event: refer\n", ""));
+        world.one(CAROL, "SIP/2.0 403 ");
+    });
+}
+
 #[test]
 fn an_answer_goes_where_its_request_came_from() {
     usual(|world| {
