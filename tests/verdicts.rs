@@ -15,7 +15,7 @@ enum Fate {
     Forwarded,
     Answered(Reason),
     Dropped(Reason),
-    /// Forwarded by a proxy that a Route or a rule of its own leads on, else answered 416.
+    /// Forwarded if a Route leads on, else answered 416.
     Unroutable,
 }
 

@@ -11,7 +11,8 @@ use super::story::{Cause, Story};
 use super::timing::GIVE_UP;
 use crate::app::media::Side;
 use crate::types::Endpoint;
-use crate::wire::sip::{Address, HeaderName, Message, Method, Uri};
+use crate::wire::sip::check::routable;
+use crate::wire::sip::{Address, HeaderName, Message, Method, Reason, Uri};
 
 /// Transactions of a call that may be unfinished at a time.
 const MAX_OPEN: usize = 16;
@@ -83,8 +84,11 @@ impl State {
         match self.find_targets(run, asked, &mut way) {
             Ok(targets) => self.accept(run, asked, &way, targets, loop_hash, spiral),
             Err(status) => {
-                let stray = matches!(status, Status::NO_DIALOG | Status::FORBIDDEN);
-                let lost = if stray { Lost::StrayRequest } else { Lost::NoRoute };
+                let lost = match status {
+                    Status::NO_DIALOG | Status::FORBIDDEN => Lost::StrayRequest,
+                    Status::BAD_SCHEME => Lost::Malformed(Reason::Scheme),
+                    _ => Lost::NoRoute,
+                };
                 run.lose(lost);
                 self.reject(run, asked, status, &[], spiral);
             }
@@ -338,6 +342,9 @@ impl Exchange {
 /// The targets that the routes give, the best last.
 fn routed(run: &mut Run<'_, impl Ctx>, asked: &Asked<'_, '_>, way: &Way) -> Result<Vec<Hop>, Status> {
     let uri = Uri::parse(&way.uri).ok_or(Status::BAD_REQUEST)?;
+    if routable(&uri).is_err() {
+        return Err(Status::BAD_SCHEME);
+    }
     let (draw, now) = (run.ctx.random(), run.ctx.now());
     let targets = run.ctx.shared().targets(&uri, draw, now);
     if targets.is_empty() {

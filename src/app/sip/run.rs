@@ -144,6 +144,7 @@ impl Status {
     pub(super) const FORBIDDEN: Status = Status(403, "Forbidden");
     pub(super) const NOT_FOUND: Status = Status(404, "Not Found");
     pub(super) const TIMEOUT: Status = Status(408, "Request Timeout");
+    pub(super) const BAD_SCHEME: Status = Status(416, "Unsupported URI Scheme");
     pub(super) const TOO_SMALL: Status = Status(422, "Session Interval Too Small");
     pub(super) const UNAVAILABLE: Status = Status(480, "Temporarily Unavailable");
     pub(super) const NO_DIALOG: Status = Status(481, "Call/Transaction Does Not Exist");

@@ -11,6 +11,8 @@ use super::harness::{
 use crate::app::sip::config::{SessionTimer, SipConfig};
 use crate::app::{CallApp, Inbound};
 use crate::types::{CallKey, Endpoint, LocalId, Nanos};
+use crate::wire::sip::check::{Verdict, judge, routable};
+use crate::wire::sip::{HeaderName, Message, Uri};
 
 /// Outputs that one entry may cause here.
 const MOST_OUTPUTS: usize = 64;
@@ -261,16 +263,35 @@ fn every_torture_message_is_survived_and_leaves_nothing() {
     files(&data.join("torture"), &mut found);
     assert!(found.len() > 200, "{}", found.len());
     run(&everything_on(), "default 10.0.0.2:5060", |world| {
+        let mut unroutables = 0;
         for path in &found {
             let bytes = std::fs::read(path).expect("a file");
             let before = world.log.len();
             world.bytes_to(LocalId::endpoint(0), ALICE, &bytes);
-            assert!(world.log.len() - before <= 3, "{}", path.display());
+            let sent = &world.log[before..];
+            assert!(sent.len() <= 3, "{}", path.display());
+            let code = |sent: &Sent| Message::parse(&sent.bytes).ok()?.code();
+            let codes: Vec<u16> = sent.iter().filter_map(code).collect();
+            let expected: Option<&[u16]> = match judge(&bytes) {
+                _ if bytes.len() > world.sip.config().max_bytes => Some(&[]),
+                Verdict::Drop(_) => Some(&[]),
+                Verdict::Refuse(_, refusal) => Some(&[refusal.code]),
+                Verdict::Pass(message) => unroutable(&message).then_some(&[416]),
+            };
+            assert!(expected.is_none_or(|expected| codes == expected), "{}: {codes:?}", path.display());
+            unroutables += usize::from(codes == [416]);
         }
+        assert!(unroutables >= 2, "{unroutables}");
         world.wait(1_000_000);
         assert_eq!(world.table.len(), 1);
         assert_eq!(world.table.shared().ports.held(), 0);
     });
+}
+
+/// Whether a request has nothing but a Request-URI that says not where it leads.
+fn unroutable(message: &Message<'_>) -> bool {
+    let unknown = |uri| Uri::parse(uri).is_some_and(|uri| routable(&uri).is_err());
+    message.first(HeaderName::Route).is_none() && message.uri().is_some_and(unknown)
 }
 
 /// The messages of a flow as its agents and proxies sent them, replayed with our Vias where they belong.

@@ -5,7 +5,9 @@ use super::harness::{
     reply, request, run, sdp, usual, values,
 };
 use crate::app::sip::config::SipConfig;
+use crate::app::sip::shared::Lost;
 use crate::types::Nanos;
+use crate::wire::sip::Reason;
 
 const DAVE: &str = "10.0.0.4:5060";
 const TWO: &str = "default 10.0.0.2:5060, 10.0.0.3:5060;priority=1";
@@ -201,6 +203,27 @@ fn no_rule_fits() {
         assert_eq!(world.record()["outcome"], "no_route");
         world.send(ALICE, &request("MESSAGE", "sip:bob@example.com", "m", 1, "", ""));
         world.one(ALICE, "SIP/2.0 404 ");
+    });
+}
+
+/// Whatever the default is.
+#[test]
+fn a_scheme_that_nobody_can_route() {
+    usual(|world| {
+        let asked = request("INVITE", "nobodyknows:this", "s", 1, "", "");
+        world.send(ALICE, &asked);
+        let over = world.one(ALICE, "SIP/2.0 416 ");
+        world.send(ALICE, &ack_refusal(&asked, &over));
+        assert_eq!((&world.record()["code"], &world.record()["outcome"]), (&416.into(), &"refused".into()));
+        world.send(ALICE, &request("MESSAGE", "mailto:bob@example.com", "m", 1, "", ""));
+        world.one(ALICE, "SIP/2.0 416 ");
+        assert_eq!(world.table.shared().lost[Lost::Malformed(Reason::Scheme).index()], 2);
+        // A Route tells the way whatever the Request-URI is.
+        let by = format!("Route: <sip:{BOB};lr>\n");
+        world.send(ALICE, &request("MESSAGE", "mailto:bob@example.com", "m", 2, &by, ""));
+        let got = world.one(BOB, "MESSAGE mailto:bob@example.com ");
+        world.send(BOB, &reply(&got, 200, "b1", "", "", ""));
+        world.one(ALICE, "SIP/2.0 200 ");
     });
 }
 
