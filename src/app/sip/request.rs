@@ -22,6 +22,8 @@ const MAX_KEPT: usize = 64;
 const MAX_STORED: usize = 262_144;
 /// Targets that are tried one after the other.
 const MAX_TARGETS: usize = 8;
+/// When who finds no free media port may try again, in seconds: as for other limits on calls.
+const RETRY_AFTER: &[u8] = b"10";
 
 /// A new request and what is known of it.
 struct Asked<'m, 'a> {
@@ -202,7 +204,11 @@ impl State {
             None => (Bodies::None, None),
             Some(side) => match self.request_body(run, verb, side, asked.message) {
                 Ok(judged) => judged,
-                Err(status) => return self.reject(run, asked, status, &[], spiral),
+                Err(status) => {
+                    let later = [(HeaderName::RetryAfter, RETRY_AFTER)];
+                    let headers = if status == Status::OVERLOADED { &later[..] } else { &[] };
+                    return self.reject(run, asked, status, headers, spiral);
+                }
             },
         };
         let mut exchange = Exchange { targets, from, bodies, refresh, ..asked.exchange(spiral) };

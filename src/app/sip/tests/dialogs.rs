@@ -352,6 +352,7 @@ fn descriptions_that_cannot_be_anchored() {
         let asked = invite("e", 1, "", &sdp("10.0.0.1", 4000));
         world.send(ALICE, &asked);
         let over = world.one(ALICE, "SIP/2.0 503 ");
+        assert_eq!(header(&over, "Retry-After").as_deref(), Some("10"));
         world.send(ALICE, &ack_refusal(&asked, &over));
         for mut alice in calls {
             hang_up(world, &mut alice);
