@@ -121,10 +121,7 @@ impl State {
         // What comes again of another answer than the first may come after its BYE.
         if !spiral && !again {
             self.note_answer(run, at, message, came, within);
-            let expires = lasts.map_or(NEVER, |s| now.saturating_add(u64::from(s) * 1_000_000_000));
-            if let Some((dialog, _)) = self.dialog_of(message) {
-                self.dialogs[dialog].expires = expires;
-            }
+            self.note_expiry(now, message, lasts);
         }
         let body = self.response_body(run, at, message);
         let bytes = forward::response(message, body.as_deref(), &amended);
@@ -137,6 +134,14 @@ impl State {
         // Nobody else is called now; one who answers all the same makes a dialog of its own.
         exchange.targets = Vec::new();
         exchange.clients.iter_mut().for_each(|client| client.outrun(run));
+    }
+
+    /// A 2xx says how long the session lasts from now on, in s: for ever if it says nothing (RFC 4028 section 7.2).
+    fn note_expiry(&mut self, now: u64, response: &Message<'_>, lasts: Option<u32>) {
+        if let Some((dialog, _)) = self.dialog_of(response) {
+            self.dialogs[dialog].expires =
+                lasts.map_or(NEVER, |s| now.saturating_add(u64::from(s) * 1_000_000_000));
+        }
     }
 
     fn note_answer(
@@ -246,10 +251,7 @@ impl State {
             let request = std::mem::take(&mut self.exchanges[at].request);
             self.note_targets(&request, response);
             self.exchanges[at].request = request;
-            if let (Some(s), Some((dialog, _))) = (lasts, self.dialog_of(response)) {
-                let lasts = u64::from(s) * 1_000_000_000;
-                self.dialogs[dialog].expires = run.now().saturating_add(lasts);
-            }
+            self.note_expiry(run.now(), response, lasts);
         }
         let body = self.response_body(run, at, response);
         Some(forward::response(response, body.as_deref(), &amended))

@@ -124,6 +124,23 @@ fn a_session_that_nobody_refreshes() {
 }
 
 #[test]
+fn a_session_that_an_update_makes_endless() {
+    run(&with_session(), ROUTES, |world| {
+        let asked = "Supported: timer\nSession-Expires: 600\n";
+        let answered = "Require: timer\nSession-Expires: 600;refresher=uac\n";
+        let (mut alice, _) = establish_with(world, "x", asked, "", answered, "");
+        world.send(ALICE, &alice.request("UPDATE", "", ""));
+        let got = world.one(BOB, "UPDATE ");
+        world.send(BOB, &reply(&got, 200, "", BOB, "", ""));
+        assert_eq!(header(&world.one(ALICE, "SIP/2.0 200 "), "Session-Expires"), None);
+        world.wait(10_000_000);
+        world.none();
+        super::harness::hang_up(world, &mut alice);
+        assert_eq!(world.record()["cause"], "bye");
+    });
+}
+
+#[test]
 fn sessions_of_agents_that_ask_for_none() {
     run(&with_session(), ROUTES, |world| {
         for (supported, answered, expected) in [
