@@ -58,7 +58,9 @@ fn a_failover_is_over_when_the_new_owner_serves_all_of_it() {
     }
     let report = |rig: &mut Rig, recovering| {
         let map = rig.control(2).map().version;
-        rig.control(2).on_report(0, ShardReport { map, recovering, ..ShardReport::default() });
+        for shard in 0..2 {
+            rig.control(2).on_report(shard, ShardReport { map, recovering, ..ShardReport::default() });
+        }
     };
     report(&mut rig, 7);
     rig.run(10_000);
