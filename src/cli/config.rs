@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 /// Settings that `tandem local` and `tandem demo` make themselves, for each of their nodes.
-const MADE_BY_LOCAL: [&str; 5] = ["NODE", "NODES", "SERVICE", "DATA_DIR", "RUN_DIR"];
+const MADE_BY_LOCAL: [&str; 4] = ["NODE", "NODES", "DATA_DIR", "RUN_DIR"];
 
 /// The setting whose flag may be given several times: each adds to the list.
 const REPEATED: &str = "ROUTE";
@@ -157,6 +157,7 @@ mod tests {
         assert!(parse::<false>(&["--nodes", "3"]).is_ok());
         assert!(parse::<true>(&["--nodes", "3"]).is_err(), "local has its own --nodes");
         assert!(parse::<true>(&["--r", "2"]).is_ok());
+        assert!(parse::<true>(&["--service", "[::1]:5060"]).is_ok());
         let routes = parse::<true>(&["--route", "default=a", "--route", "user:1=b"]).unwrap();
         assert_eq!(routes.flags, [("ROUTE".to_string(), "default=a user:1=b".to_string())]);
     }
