@@ -5,9 +5,9 @@ mod harness;
 
 use harness::cluster::{Local, sum};
 use harness::parties::{Call, Party, SOON, owner, records, start};
-use harness::{Folder, Otherwise, run, sandboxed, tandem, until};
+use harness::{Folder, Otherwise, loud, run, sandboxed, tandem, until};
 use serde_json::Value;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -46,36 +46,54 @@ fn a_call_with_media_through_three_nodes_is_recorded_once() {
 #[test]
 fn a_call_goes_on_when_its_owner_is_killed() {
     sandboxed("a_call_goes_on_when_its_owner_is_killed", &[], Otherwise::RunHere, || {
-        let (folder, bob) = (Folder::new(), Party::new());
-        let cdr = folder.join("cdr");
-        let cluster = start(&bob, &cdr, &["--shards", "1"]);
-        let mut call = Call::set_up(cluster.service, Party::new(), bob, "survivor");
-        assert_eq!((0..10).map(|_| call.talk(SOON)).sum::<usize>(), 20);
-        cluster.nodes.kill_engine(owner(&cluster));
-        let (began, mut silent) = (Instant::now(), 0);
-        while call.talk(Duration::from_millis(20)) < 2 {
-            silent += 1;
-            assert!(began.elapsed() < Duration::from_secs(5), "no media after the owner's death");
-        }
-        println!("owner killed: {silent} rounds without media, {:?}", began.elapsed());
-        let through: Vec<usize> = (0..10).map(|_| call.talk(SOON)).collect();
-        assert_eq!(
-            through,
-            [2; 10],
-            "{:?}",
-            cluster
-                .nodes
-                .nodes
-                .iter()
-                .map(|n| cluster.nodes.status(n.id))
-                .map(|s| s["shards"][0]["io"]["dropped"].clone())
-                .collect::<Vec<_>>()
-        );
-        call.hang_up(cluster.service);
-        let record = &records(&cdr, 1)[0];
-        assert!(record["takeovers"].as_u64().unwrap() >= 1, "{record:#}");
-        cluster.interrupt();
+        goes_on(Ipv4Addr::LOCALHOST.into());
     });
+}
+
+#[test]
+fn a_call_of_ipv6_goes_on_when_its_owner_is_killed() {
+    sandboxed("a_call_of_ipv6_goes_on_when_its_owner_is_killed", &[], Otherwise::RunHere, || {
+        if let Err(error) = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)) {
+            return loud(&format!("a call of IPv6: there is none on loopback: {error}"));
+        }
+        goes_on(Ipv6Addr::LOCALHOST.into());
+    });
+}
+
+/// A call of parties and a service address at this address, whose owner dies.
+fn goes_on(ip: IpAddr) {
+    let (folder, bob) = (Folder::new(), Party::on(ip));
+    let cdr = folder.join("cdr");
+    let service = Party::on(ip).at().to_string();
+    let cluster = start(&bob, &cdr, &["--shards", "1", "--service", &service]);
+    let mut call = Call::set_up(cluster.service, Party::on(ip), bob, "survivor");
+    assert_eq!((0..10).map(|_| call.talk(SOON)).sum::<usize>(), 20);
+    cluster.nodes.kill_engine(owner(&cluster));
+    let (began, mut silent) = (Instant::now(), 0);
+    while call.talk(Duration::from_millis(20)) < 2 {
+        silent += 1;
+        assert!(began.elapsed() < Duration::from_secs(5), "no media after the owner's death");
+    }
+    println!("owner killed: {silent} rounds without media, {:?}", began.elapsed());
+    let through: Vec<usize> = (0..10).map(|_| call.talk(SOON)).collect();
+    assert_eq!(
+        through,
+        [2; 10],
+        "{:?}",
+        cluster
+            .nodes
+            .nodes
+            .iter()
+            .map(|n| cluster.nodes.status(n.id))
+            .map(|s| s["shards"][0]["io"]["dropped"].clone())
+            .collect::<Vec<_>>()
+    );
+    call.hang_up(cluster.service);
+    let record = &records(&cdr, 1)[0];
+    let caller = &record["media"]["lines"][0]["caller"];
+    assert_eq!(caller["source"], call.alice.rtp.local_addr().unwrap().to_string(), "{record:#}");
+    assert!(record["takeovers"].as_u64().unwrap() >= 1, "{record:#}");
+    cluster.interrupt();
 }
 
 #[test]

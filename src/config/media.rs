@@ -61,6 +61,21 @@ pub(super) fn settle(settings: &mut Settings) -> Result<(), (&'static str, Strin
     if !media {
         return Ok(());
     }
+    // A description names one address, and a call's slot says which: of two families half the calls would be shown one
+    // that their parties cannot reach.
+    let families = [IpAddr::is_ipv4, IpAddr::is_ipv6].map(|is| addresses_of(settings, is));
+    if let [v4, v6] = &families
+        && !v4.is_empty()
+        && !v6.is_empty()
+    {
+        return Err((
+            "SERVICE",
+            format!(
+                "{v4} are IPv4 and {v6} are IPv6, and media is anchored at addresses of one family: give each family a \
+                 cluster of its own, or leave media alone with TANDEM_MEDIA_PORTS=off"
+            ),
+        ));
+    }
     let slots = u32::from(settings.slots).div_ceil(addresses.max(1));
     if pairs / slots < FEWEST_PAIRS {
         let (needed, fit) = (slots * FEWEST_PAIRS * 2, pairs / FEWEST_PAIRS * addresses);
@@ -104,6 +119,12 @@ pub(super) fn settle(settings: &mut Settings) -> Result<(), (&'static str, Strin
     }
 }
 
+/// The service endpoints of one family.
+fn addresses_of(settings: &Settings, is: fn(&IpAddr) -> bool) -> String {
+    let some = settings.service.iter().filter(|endpoint| is(&endpoint.ip()));
+    some.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{BadSettings, Settings};
@@ -134,6 +155,19 @@ mod tests {
         assert!(clash.contains("service endpoint 127.0.0.1:20100"), "{clash}");
         let clash = text(&[sip, ("NODES", "1@a=127.0.0.1:19999"), ("SHARDS", "1")]);
         assert!(clash.contains("node 1 has ports 19999 to 20000"), "{clash}");
+        let both = ("SERVICE", "127.0.0.1:5060,[::1]:5060,[::1]:5061");
+        let mixed = text(&[sip, both]);
+        for part in [
+            "TANDEM_SERVICE=127.0.0.1:5060,[::1]:5060,[::1]:5061",
+            "127.0.0.1:5060 are IPv4 and [::1]:5060, [::1]:5061 are IPv6",
+            "a cluster of its own",
+            "TANDEM_MEDIA_PORTS=off",
+        ] {
+            assert!(mixed.contains(part), "{part} in {mixed}");
+        }
+        assert_eq!(slots(&[both]), Ok(1_024), "echo has no media");
+        assert_eq!(slots(&[sip, both, ("MEDIA_PORTS", "off")]), Ok(1_024));
+        assert_eq!(slots(&[sip, ("SERVICE", "[::1]:5060,[::2]:5060")]), Ok(64));
         assert!(text(&[("MEDIA_PORTS", "30000-20000")]).contains("before the first"));
         assert!(text(&[sip, ("SESSION_EXPIRES", "60s")]).contains("90s"));
     }

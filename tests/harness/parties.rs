@@ -3,7 +3,7 @@
 use super::cluster::Local;
 use super::until;
 use serde_json::Value;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -35,8 +35,11 @@ impl Message {
     pub(crate) fn media(&self) -> SocketAddr {
         let (_, body) = self.0.split_once("\r\n\r\n").unwrap();
         let of = |start: &str| body.lines().find_map(|line| line.strip_prefix(start)).unwrap();
-        let port = of("m=audio ").split(' ').next().unwrap();
-        format!("{}:{port}", of("c=IN IP4 ")).parse().unwrap()
+        let port = of("m=audio ").split(' ').next().unwrap().parse().unwrap();
+        let (family, ip) = of("c=IN ").split_once(' ').unwrap();
+        let ip: IpAddr = ip.parse().unwrap();
+        assert_eq!(family == "IP6", ip.is_ipv6(), "{body}");
+        SocketAddr::new(ip, port)
     }
 }
 
@@ -48,14 +51,22 @@ pub(crate) struct Party {
 }
 
 pub(crate) fn bound() -> UdpSocket {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    bound_at(Ipv4Addr::LOCALHOST.into())
+}
+
+fn bound_at(ip: IpAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((ip, 0)).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     socket
 }
 
 impl Party {
     pub(crate) fn new() -> Party {
-        Party { sip: bound(), rtp: bound(), sent: 0 }
+        Party::on(Ipv4Addr::LOCALHOST.into())
+    }
+
+    pub(crate) fn on(ip: IpAddr) -> Party {
+        Party { sip: bound_at(ip), rtp: bound_at(ip), sent: 0 }
     }
 
     pub(crate) fn at(&self) -> SocketAddr {
@@ -63,9 +74,10 @@ impl Party {
     }
 
     pub(crate) fn description(&self) -> String {
-        let port = self.rtp.local_addr().unwrap().port();
+        let at = self.rtp.local_addr().unwrap();
+        let (ip, port, family) = (at.ip(), at.port(), if at.is_ipv6() { "IP6" } else { "IP4" });
         format!(
-            "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio {port} RTP/AVP 0\r\n\
+            "v=0\r\no=- 1 1 IN {family} {ip}\r\ns=-\r\nc=IN {family} {ip}\r\nt=0 0\r\nm=audio {port} RTP/AVP 0\r\n\
              a=rtpmap:0 PCMU/8000\r\n"
         )
     }
