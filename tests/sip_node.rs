@@ -97,6 +97,26 @@ fn goes_on(ip: IpAddr) {
 }
 
 #[test]
+fn a_silent_target_is_passed_over_after_the_time_that_is_set() {
+    let name = "a_silent_target_is_passed_over_after_the_time_that_is_set";
+    sandboxed(name, &[], Otherwise::RunHere, || {
+        let (folder, silent, bob) = (Folder::new(), Party::new(), Party::new());
+        let routes = folder.join("routes");
+        std::fs::write(&routes, format!("default {}, {};priority=1\n", silent.at(), bob.at())).unwrap();
+        let file = routes.display().to_string();
+        let args = ["--app", "sip", "--routes", &file, "--shards", "1", "--sip-next-after", "700ms"];
+        let cluster = Local::start(&args);
+        Party::new().invite(cluster.service, "passed-over");
+        silent.hear("INVITE ");
+        let asked = Instant::now();
+        bob.hear("INVITE ");
+        // What the first was sent lay in its socket for a moment at most.
+        assert!(asked.elapsed() > Duration::from_millis(400), "{:?}", asked.elapsed());
+        cluster.interrupt();
+    });
+}
+
+#[test]
 fn routes_are_read_again_and_bad_ones_change_nothing() {
     sandboxed("routes_are_read_again_and_bad_ones_change_nothing", &[], Otherwise::RunHere, || {
         let (folder, bob, carol) = (Folder::new(), Party::new(), Party::new());

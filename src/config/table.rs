@@ -149,6 +149,9 @@ settings! {
     "RING_TIMEOUT" ring_timeout: Nanos = "200s", Cluster, |t| time(t, Nanos::from_secs(1)..=Nanos::from_secs(3_600));
         "1s to 1h"; "how long a call may ring (timer C of RFC 3261, which wants more than 3 minutes)"
 
+    "SIP_NEXT_AFTER" sip_next_after: Nanos = "4s", Cluster, |t| time(t, Nanos::from_millis(500)..=Nanos::from_secs(32));
+        "500ms to 32s"; "how long a target may say nothing at all, not even 100, before the next one is asked, if there is one; the last has the 32 s of RFC 3261"
+
     "CPS" cps: u32 = "0", Node, |t| number(t, 0..=1_000_000);
         "0 to 1000000; 0: any number"; "how many new calls a second this node takes; further ones are answered 503"
 

@@ -39,6 +39,7 @@ impl Client {
             state: ClientState::Calling,
             sent: bytes.into_boxed_slice(),
             repeat: Repeat::start(now),
+            began: now,
             until: now.saturating_add(wait),
             cancel: Cancel::No,
             reason: Box::default(),
@@ -63,6 +64,8 @@ impl Client {
                 self.send_cancel(run);
             }
         } else {
+            // It is not silent any more, so timer F alone counts.
+            self.until = self.began.saturating_add(GIVE_UP);
             self.repeat.slow_down();
         }
     }

@@ -72,7 +72,8 @@ pub struct SipConfig {
     pub session: Option<SessionTimer>,
     /// Timer C: how long a call rings after the last provisional response; at least 3 minutes by RFC 3261.
     pub ring_timeout: Nanos,
-    /// How long a target may be silent before the next is tried, if there is one; 32 s by RFC 3261 (timer B).
+    /// How long a target may be silent before the next is tried, if there is one. The last has the 32 s of RFC 3261
+    /// (timers B and F), and so has one that has said anything.
     pub next_after: Nanos,
     /// The most bytes of a message.
     pub max_bytes: usize,
@@ -93,7 +94,7 @@ impl SipConfig {
             max_call: None,
             session: None,
             ring_timeout: Nanos::from_secs(185),
-            next_after: Nanos::from_secs(32),
+            next_after: Nanos::from_secs(4),
             max_bytes: 16_384,
             max_headers: 128,
             server: None,

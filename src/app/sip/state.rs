@@ -129,7 +129,9 @@ pub(super) struct Client {
     pub sent: Box<[u8]>,
     /// Timer A or E.
     pub repeat: Repeat,
-    /// Timer B, C, D, F, K or M.
+    /// When it was first sent.
+    pub began: u64,
+    /// Timer B, C, D, F, K or M; while it is silent, when the next target is tried, if there is one.
     pub until: u64,
     pub cancel: Cancel,
     /// What its CANCEL says of why (RFC 3326), if anything.

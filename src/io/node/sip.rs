@@ -104,6 +104,7 @@ pub(super) fn app(settings: &Settings) -> Sip {
         max_call: some(settings.max_call),
         session: some(settings.session_expires).map(session),
         ring_timeout: settings.ring_timeout,
+        next_after: settings.sip_next_after,
         max_bytes: settings.sip_max_bytes.0,
         max_headers: settings.sip_max_headers.into(),
         ..SipConfig::new(settings.hash_seed(), settings.slots, endpoints)
@@ -141,6 +142,9 @@ mod tests {
         let steered = Settings::from_pairs(&[&pairs[..], &[("APP", "sip"), ("MEDIA_STEER", "on")]].concat());
         assert_eq!(media_sockets(&steered.unwrap()), 2 * 5);
         let config = app(&sip).config().clone();
+        assert_eq!(config.next_after, Nanos::from_secs(4));
+        let said = Settings::from_pairs(&[("APP", "sip"), ("SIP_NEXT_AFTER", "500ms")]).unwrap();
+        assert_eq!(app(&said).config().next_after, Nanos::from_millis(500));
         assert_eq!(config.endpoints.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>(), [0, 1, 0]);
     }
 }

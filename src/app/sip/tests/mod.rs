@@ -7,6 +7,7 @@ mod dialogs;
 mod endings;
 mod harness;
 mod hostile;
+mod silence;
 mod targets;
 mod ways;
 
