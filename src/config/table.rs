@@ -9,6 +9,7 @@ use super::values::{
 };
 use crate::types::{Nanos, NodeId};
 use crate::wire::seal::ClusterKey;
+use crate::wire::sip::MAX_HEADERS;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
@@ -167,8 +168,8 @@ settings! {
     "SIP_MAX_BYTES" sip_max_bytes: ByteSize = "16K", Cluster, |t| size(t, 1_300..=60 << 10);
         "1300 to 60K"; "the longest SIP message that is taken"
 
-    "SIP_MAX_HEADERS" sip_max_headers: u16 = "200", Cluster, |t| number(t, 16..=1_000);
-        "16 to 1000"; "the most header fields of a SIP message that is taken"
+    "SIP_MAX_HEADERS" sip_max_headers: u16 = "200", Cluster, |t| number(t, 16..=MAX_HEADERS as u64);
+        "16 to 256"; "the most header fields of a SIP message that is taken"
 
     "CDR" cdr: Option<PathBuf> = "", Node, optional_path;
         "the absolute path of a file"; "where a line of JSON is appended for each call that is over (TANDEM_APP=sip); opened anew on SIGHUP"
