@@ -209,7 +209,60 @@ mod tests {
         assert_eq!(found, [Item::Voip(metrics)]);
     }
 
+    /// What `rtcp-types` reads of a compound, as far as it is used here.
+    fn theirs(bytes: &[u8]) -> Vec<Item> {
+        use rtcp_types::{Compound, Packet, ReportBlock as Block};
+        let block = |block: Block<'_>| {
+            Item::Report(ReportBlock {
+                ssrc: block.ssrc(),
+                fraction_lost: block.fraction_lost(),
+                // It reads the 24 bits without their sign.
+                lost: (block.cumulative_lost() << 8) as i32 >> 8,
+                highest: block.extended_sequence_number(),
+                jitter: block.interarrival_jitter(),
+                last_report: block.last_sender_report_timestamp(),
+                delay: block.delay_since_last_sender_report_timestamp(),
+            })
+        };
+        let mut found = Vec::new();
+        for packet in Compound::parse(bytes).expect("a compound") {
+            match packet.expect("a packet") {
+                Packet::Sr(sr) => {
+                    let time = (sr.ntp_timestamp() >> 16) as u32;
+                    found.push(Item::Sender { ssrc: sr.ssrc(), time, packets: sr.packet_count() });
+                    found.extend(sr.report_blocks().map(block));
+                }
+                Packet::Rr(rr) => found.extend(rr.report_blocks().map(block)),
+                Packet::Bye(bye) => found.extend(bye.ssrcs().map(|ssrc| Item::Bye { ssrc })),
+                _ => {}
+            }
+        }
+        found
+    }
+
     proptest! {
+        #[test]
+        fn another_reader_agrees(
+            blocks in proptest::collection::vec(any::<[u32; 6]>(), 0..4),
+            head in any::<[u32; 6]>(),
+            sends: bool,
+            gone in proptest::collection::vec(any::<u32>(), 0..3),
+        ) {
+            let head = if sends { &head[..] } else { &head[..1] };
+            let packet = |kind: u32, count: usize, words: &[u32]| {
+                let first = 0x8000_0000 | (count as u32) << 24 | kind << 16 | words.len() as u32;
+                [&[first], words].concat()
+            };
+            let report: Vec<u32> = head.iter().copied().chain(blocks.iter().flatten().copied()).collect();
+            let kind = if sends { 200 } else { 201 };
+            let mut words = packet(kind, blocks.len(), &report);
+            if !gone.is_empty() {
+                words.extend(packet(203, gone.len(), &gone));
+            }
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+            prop_assert_eq!(all(&words), theirs(&bytes));
+        }
+
         #[test]
         fn any_bytes_are_harmless(mut bytes in proptest::collection::vec(any::<u8>(), 8..200), kind in 200u8..208) {
             (bytes[0], bytes[1], bytes[2]) = (bytes[0] & 0x3f | 0x80, kind, 0);

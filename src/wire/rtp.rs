@@ -233,6 +233,36 @@ mod tests {
     }
 
     proptest! {
+        /// `rtp-types` reads the same, and takes only packets whose payload is there.
+        #[test]
+        fn another_reader_agrees(
+            mut bytes in proptest::collection::vec(any::<u8>(), 12..80),
+            (sources, words, padding) in (0u8..4, 0u8..6, 0u8..20),
+        ) {
+            bytes[0] = bytes[0] & 0x30 | 0x80 | sources;
+            let extension = 12 + usize::from(sources) * 4;
+            if let Some(length) = bytes.get_mut(extension + 2..extension + 4) {
+                length.copy_from_slice(&[0, words]);
+            }
+            if let Some(last) = bytes.last_mut() {
+                *last = padding;
+            }
+            let theirs = rtp_types::RtpPacket::parse(&bytes).ok();
+            match Rtp::new(&bytes) {
+                None => prop_assert!(theirs.is_none() || RTCP_TYPES.contains(&bytes[1])),
+                Some(ours) => {
+                    prop_assert_eq!(ours.payload(), theirs.as_ref().map(|theirs| theirs.payload()));
+                    if let Some(theirs) = theirs {
+                        prop_assert_eq!(ours.marker(), theirs.marker_bit());
+                        prop_assert_eq!(ours.payload_type(), theirs.payload_type());
+                        prop_assert_eq!(ours.sequence(), theirs.sequence_number());
+                        prop_assert_eq!(ours.timestamp(), theirs.timestamp());
+                        prop_assert_eq!(ours.ssrc(), theirs.ssrc());
+                    }
+                }
+            }
+        }
+
         #[test]
         fn any_bytes_are_harmless(bytes in proptest::collection::vec(any::<u8>(), 0..120), first: u8, second: u8) {
             let mut bytes = bytes;
