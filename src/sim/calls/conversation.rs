@@ -9,6 +9,41 @@ use super::script::{Act, Answer, First, Script};
 
 const NEVER: u64 = u64::MAX;
 
+/// Where a call stands between its INVITE and its end.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// The INVITE is on its way, or the callee is asked for credentials.
+    Invited,
+    /// It rings.
+    Ringing,
+    /// The caller has cancelled.
+    Cancelled,
+    /// The callee has refused, and the caller does not know yet.
+    Refused,
+    /// The callee has answered, and does not know yet that the caller has heard it.
+    Answered,
+    /// They talk.
+    Talking,
+    /// Within the dialog something was asked that is not answered yet.
+    Asking,
+    /// One has hung up.
+    Leaving,
+}
+
+impl Phase {
+    /// All of them, in their order.
+    pub const ALL: [Phase; 8] = [
+        Phase::Invited,
+        Phase::Ringing,
+        Phase::Cancelled,
+        Phase::Refused,
+        Phase::Answered,
+        Phase::Talking,
+        Phase::Asking,
+        Phase::Leaving,
+    ];
+}
+
 /// Something an end will do.
 #[derive(Clone, Debug)]
 enum Task {
@@ -111,6 +146,25 @@ impl Conversation {
     pub(super) fn is_over(&self) -> bool {
         let idle = self.ends.iter().all(Agent::is_idle) && self.first.as_ref().is_none_or(Agent::is_idle);
         self.tasks.is_empty() && idle && self.over == [true; 2]
+    }
+
+    /// Where it stands; `None`: it has not begun, or it is over.
+    pub(super) fn phase(&self) -> Option<Phase> {
+        let has = |what: &str| self.log.iter().any(|(_, said)| said == what);
+        let acting = |(_, task): &(u64, Task)| matches!(task, Task::Act(_));
+        let phase = match self.code {
+            _ if !has("caller INVITE") || self.is_over() => return None,
+            _ if self.talk.1 != NEVER => Phase::Leaving,
+            0 if has("callee refuses") => Phase::Refused,
+            0 if has("caller CANCEL") => Phase::Cancelled,
+            0 | 200 if has("callee answers") && !self.acked => Phase::Answered,
+            0 if has("callee rings") => Phase::Ringing,
+            0 => Phase::Invited,
+            200 if self.tasks.iter().any(acting) => Phase::Talking,
+            200 => Phase::Asking,
+            _ => return None,
+        };
+        Some(phase)
     }
 
     /// The code that the caller should get.

@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 
 use self::agent::MS;
 use self::cluster::{ADDRESSES, Cluster, Health, NODES, service};
+pub use self::conversation::Phase;
 use self::conversation::{Conversation, Outgoing};
 use self::script::Script;
 use super::rng::Rng;
@@ -45,6 +46,8 @@ pub struct Counts {
     pub kills: u64,
     /// Owners among them.
     pub owners: u64,
+    /// Calls that stood in each of [`Phase::ALL`] when a node was killed.
+    pub phases: [u64; Phase::ALL.len()],
     /// Nodes that came back and were members again.
     pub returns: u64,
     /// Media packets that arrived.
@@ -66,6 +69,7 @@ impl Counts {
         self.answered += other.answered;
         self.kills += other.kills;
         self.owners += other.owners;
+        self.phases.iter_mut().zip(other.phases).for_each(|(all, more)| *all += more);
         self.returns += other.returns;
         self.media += other.media;
         self.media_lost += other.media_lost;
@@ -413,6 +417,9 @@ impl World {
         self.say(|| format!("node {node} dies"));
         self.counts.kills += 1;
         self.deaths.push(self.now);
+        for phase in self.calls.iter().filter_map(Conversation::phase) {
+            self.counts.phases[phase as usize] += 1;
+        }
         for address in (0..ADDRESSES).filter(|address| self.cluster.owner(*address) == Some(node)) {
             self.outages.push(Outage { address, from: self.now, to: u64::MAX });
         }
