@@ -15,7 +15,7 @@
 //! | `outcome` | [`Outcome`]: answered, busy, cancelled, no_answer, refused, redirected, failed, timeout, no_route |
 //! | `code` | the final response to the INVITE that the caller got; 0 if there was none |
 //! | `ended_by` | caller, callee or tandem |
-//! | `cause` | [`Cause`]: bye, cancel, response, no_route, target_timeout, ring_timeout, no_ack, media_timeout, max_duration, session_timer |
+//! | `cause` | [`Cause`]: bye, cancel, response, no_route, target_timeout, ring_timeout, media_timeout, max_duration, session_timer |
 //! | `takeovers` | how often the slot's master or owner became another while the call lasted |
 //! | `media` | per m-line and side: see [`crate::app::media::summary`]; null if no media was anchored |
 //! | `media_cut` | true if `media` is shorter than it should be, so that the line stays under [`MAX_LINE`] bytes |
@@ -108,8 +108,6 @@ pub enum Cause {
     TargetTimeout,
     /// It rang for too long.
     RingTimeout,
-    /// The 2xx was not acknowledged.
-    NoAck,
     /// No media came for too long.
     MediaTimeout,
     /// It lasted too long.

@@ -65,13 +65,15 @@ pub fn check(message: &Message<'_>) -> Result<(), Refusal> {
     }
 }
 
-/// Whether a request can be routed by its Request-URI: sip, sips and tel can (RFC 3261 section 16.3, 2).
+/// Whether a request can be routed by its Request-URI: sip, sips and tel can (RFC 3261 section 16.3, 2), and urn, as of
+/// emergency services (RFC 5031), which go by the default.
 ///
 /// # Errors
 /// 416.
 pub fn routable(uri: &Uri<'_>) -> Result<(), Refusal> {
     match uri.scheme() {
         Scheme::Sip | Scheme::Sips | Scheme::Tel => Ok(()),
+        Scheme::Other(scheme) if scheme.eq_ignore_ascii_case(b"urn") => Ok(()),
         Scheme::Other(_) => Err(Reason::Scheme.into()),
     }
 }

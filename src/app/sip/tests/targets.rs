@@ -218,6 +218,10 @@ fn a_scheme_that_nobody_can_route() {
         world.send(ALICE, &request("MESSAGE", "mailto:bob@example.com", "m", 1, "", ""));
         world.one(ALICE, "SIP/2.0 416 ");
         assert_eq!(world.table.shared().lost[Lost::Malformed(Reason::Scheme).index()], 2);
+        world.send(ALICE, &request("MESSAGE", "urn:service:sos", "m", 3, "", ""));
+        let got = world.one(BOB, "MESSAGE urn:service:sos ");
+        world.send(BOB, &reply(&got, 200, "b1", "", "", ""));
+        world.one(ALICE, "SIP/2.0 200 ");
         // A Route tells the way whatever the Request-URI is.
         let by = format!("Route: <sip:{BOB};lr>\n");
         world.send(ALICE, &request("MESSAGE", "mailto:bob@example.com", "m", 2, &by, ""));
