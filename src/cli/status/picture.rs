@@ -426,8 +426,10 @@ fn failovers(answers: &[Value]) -> Vec<FailoverView> {
         })
     };
     let mut found: Vec<FailoverView> = rows.filter_map(view).collect();
-    // Of the same one that first which tells most: how long it took is known to the new owner alone.
-    let told = |f: &FailoverView| u8::from(f.took_us.is_some()) + u8::from(f.wall_ms.is_some());
+    // Of the same one that first which tells most: how long it took is known to the new owner alone, and who was away
+    // meanwhile has heard of it when all was over.
+    let told =
+        |f: &FailoverView| (u8::from(f.took_us.is_some()) + u8::from(f.wall_ms.is_some()), f.agreed_us);
     found.sort_by_key(|f| (std::cmp::Reverse(f.term), f.address, std::cmp::Reverse(told(f))));
     found.dedup_by_key(|f| (f.term, f.address));
     found.sort_by_key(|f| std::cmp::Reverse((f.wall_ms, f.term)));

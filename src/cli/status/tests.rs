@@ -140,6 +140,17 @@ fn a_member_that_is_silent_is_none_and_what_stops_is_told() {
 }
 
 #[test]
+fn a_failover_is_told_by_who_saw_it() {
+    let seen = |node: u16, agreed_us: u64| {
+        let failover =
+            json!({ "address": 0, "from": 1, "to": 2, "term": 4, "agreed_us": agreed_us, "wall_ms": 60_000 });
+        json!({ "node": node, "control": { "map": map(9), "failovers": [failover] } })
+    };
+    let picture = Picture::new(&settings(), &[seen(1, 0), seen(3, 9_000)], None);
+    assert_eq!(picture.failovers.iter().map(|f| f.agreed_us).collect::<Vec<_>>(), [Some(9_000)]);
+}
+
+#[test]
 fn calls_of_sip_are_told_once_for_all_nodes() {
     let mut answers = answers(64);
     let io = json!({ "records": 7, "client_turned_away": 3 });
