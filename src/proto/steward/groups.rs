@@ -162,9 +162,11 @@ impl Steward {
             let home = self.home_of(draft, at);
             let replicas = usize::from(draft.next.replicas);
             while members.len() > replicas {
-                let draining =
-                    |m: &MapMember| draft.next.node(m.node).is_none_or(|n| n.state != NodeState::Live);
-                let at = members.iter().position(draining);
+                // A life that is over, or leaves, goes before one that is there, wherever the group belongs.
+                let leaves = |m: &MapMember| {
+                    draft.next.node(m.node).is_none_or(|n| n.boot != m.boot || n.state != NodeState::Live)
+                };
+                let at = members.iter().position(leaves);
                 let Some(at) = at.or(members.iter().position(|m| !home.contains(&m.node))) else { break };
                 members.remove(at);
             }

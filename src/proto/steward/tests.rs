@@ -166,6 +166,26 @@ fn masterships_are_even_and_a_dead_nodes_fall_to_all_the_others() {
     assert!(heirs(1) >= 8 && heirs(2) >= 8);
 }
 
+/// Two of three die, and one of them lives anew: the other is not known to be dead before EVICT_AFTER is over. Where the
+/// two were all members, the third takes the place of the life that has ended, not of itself, for ever.
+#[test]
+fn who_has_learned_takes_the_place_of_a_life_that_is_over() {
+    let mut site = Site::new(&[1, 2, 3], 2);
+    site.settle();
+    let without_2 = |g: &crate::proto::map::Group| g.member(NodeId(2)).is_none();
+    let groups: Vec<usize> =
+        (0..site.map.groups.len()).filter(|at| without_2(&site.map.groups[*at])).collect();
+    assert!(groups.len() >= 10, "{}", groups.len());
+    site.die(3);
+    site.view(1).heard_boot = Some(Boot(2));
+    site.settle();
+    for at in groups {
+        let group = &site.map.groups[at];
+        assert_eq!(group.members.len(), 2, "group {at}: {group:?}");
+        assert!(group.members.iter().all(|m| site.map.is_live(m.node, m.boot)), "group {at}: {group:?}");
+    }
+}
+
 #[test]
 fn a_silent_owner_loses_its_address_by_promises_and_stays_a_member() {
     let mut site = Site::new(&[1, 2, 3], 3);
