@@ -152,7 +152,9 @@ impl<A: CallApp> Shard<A> {
                 report.confirmed.remove(group);
                 // It waits for nothing but members to commit with.
                 let late = now.mono.since(recovery.began()) >= self.config.blocked_after;
-                match (!recovery.is_settled()).then(|| self.verdict(recovery)) {
+                // Asked only where it matters: a thousand slots may be recovering at a time.
+                let asks = !recovery.is_settled() && (late || !self.config.lossy_go);
+                match asks.then(|| self.verdict(recovery)) {
                     Some(Verdict::Complete) if late => report.blocked.insert(group),
                     Some(Verdict::Lossy) if !self.config.lossy_go => report.stopped += 1,
                     _ => {}

@@ -179,6 +179,11 @@ impl Draft<'_> {
         self.view(node).is_some_and(|v| v.present)
     }
 
+    /// Whether a member's life counts and does not hand over what it has.
+    fn stays(&self, member: &MapMember) -> bool {
+        self.next.node(member.node).is_some_and(|n| n.boot == member.boot && n.state == NodeState::Live)
+    }
+
     /// Whether a node may be given something to hold.
     fn is_usable(&self, node: NodeId) -> bool {
         let known = self.next.node(node);

@@ -246,7 +246,7 @@ impl State {
         let mut exchange = Exchange { request: Box::default(), ..asked.exchange(spiral) };
         if let Some(server) = &mut exchange.server {
             let bytes = run.reply(asked.message, asked.id, asked.came.source, status, headers);
-            server.refuse(run, bytes);
+            server.refuse(run, status.0, bytes);
         }
         if !asked.within && !spiral {
             let cause = if status == Status::NOT_FOUND { Cause::NoRoute } else { Cause::Refused };

@@ -78,11 +78,9 @@ impl Server {
 
     /// Refuses a request that nothing was said to yet. Timer G (RFC 3261 section 17.2.1) would repeat an INVITE's refusal
     /// to a source that may be forged; so the INVITE, which is repeated until something is said, draws it again.
-    pub(super) fn refuse(&mut self, run: &mut Run<'_, impl Ctx>, bytes: Vec<u8>) {
-        run.send(self.to, &bytes);
-        self.reply = bytes.into_boxed_slice();
-        self.until = run.now().saturating_add(GIVE_UP);
-        self.state = ServerState::Completed;
+    pub(super) fn refuse(&mut self, run: &mut Run<'_, impl Ctx>, code: u16, bytes: Vec<u8>) {
+        self.conclude(run, Verb::Invite, code, bytes);
+        self.repeat = Repeat::OFF;
     }
 
     /// Whether the 2xx that it sent was this one: that of the same dialog.

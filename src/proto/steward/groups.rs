@@ -163,10 +163,7 @@ impl Steward {
             let replicas = usize::from(draft.next.replicas);
             while members.len() > replicas {
                 // A life that is over, or leaves, goes before one that is there, wherever the group belongs.
-                let leaves = |m: &MapMember| {
-                    draft.next.node(m.node).is_none_or(|n| n.boot != m.boot || n.state != NodeState::Live)
-                };
-                let at = members.iter().position(leaves);
+                let at = members.iter().position(|m| !draft.stays(m));
                 let Some(at) = at.or(members.iter().position(|m| !home.contains(&m.node))) else { break };
                 members.remove(at);
             }
@@ -201,11 +198,9 @@ impl Steward {
         let mut quiet = true;
         let mut drained: Vec<(NodeId, usize)> = Vec::new();
         for at in 0..draft.next.groups.len() {
-            let staying = |m: &&MapMember| {
-                draft.next.node(m.node).is_some_and(|n| n.boot == m.boot && n.state == NodeState::Live)
-            };
             let group = &draft.next.groups[at];
-            let have = group.members.iter().filter(staying).count() + group.learners.len();
+            let staying = group.members.iter().filter(|m| draft.stays(m)).count();
+            let have = staying + group.learners.len();
             quiet &= group.learners.is_empty() && group.past.is_empty();
             let since = &mut self.short_since[at];
             if have >= replicas {
@@ -215,7 +210,7 @@ impl Steward {
             }
             quiet = false;
             let long = draft.now.since(*since.get_or_insert(draft.now)) >= self.config.evict_after;
-            let leaving = group.members.iter().filter(staying).count() < group.members.len();
+            let leaving = staying < group.members.len();
             let known: Vec<&MapNode> =
                 draft.next.nodes.iter().filter(|n| n.boot.0 > 0 && !n.witness).collect();
             let belongs = home(&known, at, replicas);

@@ -426,8 +426,18 @@ pub(super) fn establish_with(
 
 /// Alice hangs up.
 pub(super) fn hang_up(world: &mut World, alice: &mut Dialog) {
-    world.send(ALICE, &alice.request("BYE", "", ""));
-    let bye = world.one(BOB, "BYE ");
-    world.send(BOB, &reply(&bye, 200, "", "", "", ""));
-    world.one(ALICE, "SIP/2.0 200 ");
+    passed(world, ALICE, &alice.request("BYE", "", ""), BOB, "BYE ");
+}
+
+/// A request, other than an INVITE, arrives at `to` with its Request-URI, and its answer where it came from.
+pub(super) fn carried(world: &mut World, from: &str, asked: &str, to: &str) {
+    let (line, _) = asked.split_once("\r\n").expect("a request");
+    passed(world, from, asked, to, line);
+}
+
+fn passed(world: &mut World, from: &str, asked: &str, to: &str, start: &str) {
+    world.send(from, asked);
+    let got = world.one(to, start);
+    world.send(to, &reply(&got, 200, "b1", "", "", ""));
+    world.one(from, "SIP/2.0 200 ");
 }

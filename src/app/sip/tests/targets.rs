@@ -1,8 +1,8 @@
 //! Targets that fail, and what a caller is told in the end.
 
 use super::harness::{
-    ALICE, BOB, CAROL, Dialog, World, ack_refusal, audio_port, cancel, config, hang_up, header, invite,
-    reply, request, run, sdp, usual, values,
+    ALICE, BOB, CAROL, Dialog, World, ack_refusal, audio_port, cancel, carried, config, hang_up, header,
+    invite, reply, request, run, sdp, usual, values,
 };
 use crate::app::sip::config::SipConfig;
 use crate::app::sip::shared::Lost;
@@ -42,10 +42,7 @@ fn a_silent_target_and_the_next() {
         let mut alice = Dialog::caller(&passed, 1);
         world.send(ALICE, &alice.request("ACK", "", ""));
         world.one(CAROL, "ACK ");
-        world.send(ALICE, &alice.request("BYE", "", ""));
-        let bye = world.one(CAROL, "BYE ");
-        world.send(CAROL, &reply(&bye, 200, "", "", "", ""));
-        world.one(ALICE, "SIP/2.0 200 ");
+        carried(world, ALICE, &alice.request("BYE", "", ""), CAROL);
         let record = world.record();
         assert_eq!(record["target"], CAROL);
         assert_eq!(record["tried"], serde_json::json!([BOB, CAROL]));
@@ -118,10 +115,7 @@ fn each_of_two_answers_comes_again_as_it_was() {
             let mut alice = Dialog::caller(&passed[at], 1);
             world.send(ALICE, &alice.request("ACK", "", ""));
             world.one(end, "ACK ");
-            world.send(ALICE, &alice.request("BYE", "", ""));
-            let bye = world.one(end, "BYE ");
-            world.send(end, &reply(&bye, 200, "", "", "", ""));
-            world.one(ALICE, "SIP/2.0 200 ");
+            carried(world, ALICE, &alice.request("BYE", "", ""), end);
             // Once more, as its ACK was late: it begins no dialog.
             world.send(answers[at].0, &answers[at].1);
             assert_eq!(world.one(ALICE, "SIP/2.0 200 "), passed[at]);
@@ -218,16 +212,10 @@ fn a_scheme_that_nobody_can_route() {
         world.send(ALICE, &request("MESSAGE", "mailto:bob@example.com", "m", 1, "", ""));
         world.one(ALICE, "SIP/2.0 416 ");
         assert_eq!(world.table.shared().lost[Lost::Malformed(Reason::Scheme).index()], 2);
-        world.send(ALICE, &request("MESSAGE", "urn:service:sos", "m", 3, "", ""));
-        let got = world.one(BOB, "MESSAGE urn:service:sos ");
-        world.send(BOB, &reply(&got, 200, "b1", "", "", ""));
-        world.one(ALICE, "SIP/2.0 200 ");
+        carried(world, ALICE, &request("MESSAGE", "urn:service:sos", "m", 3, "", ""), BOB);
         // A Route tells the way whatever the Request-URI is.
         let by = format!("Route: <sip:{BOB};lr>\n");
-        world.send(ALICE, &request("MESSAGE", "mailto:bob@example.com", "m", 2, &by, ""));
-        let got = world.one(BOB, "MESSAGE mailto:bob@example.com ");
-        world.send(BOB, &reply(&got, 200, "b1", "", "", ""));
-        world.one(ALICE, "SIP/2.0 200 ");
+        carried(world, ALICE, &request("MESSAGE", "mailto:bob@example.com", "m", 2, &by, ""), BOB);
     });
 }
 

@@ -1,8 +1,8 @@
 //! Routes, loops, several endpoints, and messages that belong to nothing.
 
 use super::harness::{
-    ALICE, BOB, CAROL, Dialog, PROXY, PROXY6, World, ack_refusal, cancel, config, crlf, establish, header,
-    invite, reply, request, run, sdp, usual, values,
+    ALICE, BOB, CAROL, Dialog, PROXY, PROXY6, World, ack_refusal, cancel, carried, config, crlf, establish,
+    header, invite, reply, request, run, sdp, usual, values,
 };
 use crate::app::sip::shared::Lost;
 use crate::app::{CallApp, Inbound};
@@ -186,10 +186,7 @@ fn proxies_on_both_sides() {
         world.send(left, &alice.request("ACK", "", ""));
         let ack = world.one(right, &format!("ACK sip:agent@{BOB} "));
         assert_eq!(values(&ack, "Route"), [format!("<sip:{right};lr>")]);
-        world.send(left, &alice.request("BYE", "", ""));
-        let bye = world.one(right, "BYE ");
-        world.send(right, &reply(&bye, 200, "", "", "", ""));
-        world.one(left, "SIP/2.0 200 ");
+        carried(world, left, &alice.request("BYE", "", ""), right);
     });
 }
 
@@ -244,10 +241,7 @@ fn messages_that_belong_to_nothing() {
         ghost.routes = vec![format!("<sip:{PROXY};lr>")];
         world.send(ALICE, &ghost.request("ACK", "", ""));
         world.one(BOB, "ACK ");
-        world.send(ALICE, &ghost.request("BYE", "", ""));
-        let got = world.one(BOB, "BYE ");
-        world.send(BOB, &reply(&got, 200, "", "", "", ""));
-        world.one(ALICE, "SIP/2.0 200 ");
+        carried(world, ALICE, &ghost.request("BYE", "", ""), BOB);
         let stranger = crlf(&format!(
             "SIP/2.0 200 OK\nVia: SIP/2.0/UDP {PROXY};branch=z9hG4bK00000000000000010000000000000002\nVia: SIP/2.0/UDP {ALICE}\n\
              From: <sip:a@x>;tag=1\nTo: <sip:b@x>;tag=2\nCall-ID: ghost2\nCSeq: 1 INVITE\nContent-Length: 0\n\n"
@@ -278,10 +272,7 @@ fn what_belongs_to_no_call_leads_to_targets_only() {
             world.one(BOB, "SIP/2.0 403 ");
         }
         assert_eq!(world.records.len(), 2);
-        world.send(ALICE, &request("MESSAGE", "sip:x@x", "m", 1, &by(BOB), ""));
-        let got = world.one(BOB, "MESSAGE sip:x@x ");
-        world.send(BOB, &reply(&got, 200, "b1", "", "", ""));
-        world.one(ALICE, "SIP/2.0 200 ");
+        carried(world, ALICE, &request("MESSAGE", "sip:x@x", "m", 1, &by(BOB), ""), BOB);
         let end = |at, target: &str| Dialog {
             own: String::from("<sip:a@x>;tag=1"),
             other: String::from("<sip:b@x>;tag=2"),
@@ -300,10 +291,7 @@ fn what_belongs_to_no_call_leads_to_targets_only() {
         world.one(ALICE, "SIP/2.0 403 ");
         assert_eq!((lost(world, Lost::StrayRequest), lost(world, Lost::StrayAck)), (8, 1));
         // As the notifier of a subscription does, whose dialog nobody keeps.
-        world.send(BOB, &end(BOB, CAROL).request("NOTIFY", "", ""));
-        let got = world.one(CAROL, "NOTIFY ");
-        world.send(CAROL, &reply(&got, 200, "", "", "", ""));
-        world.one(BOB, "SIP/2.0 200 ");
+        carried(world, BOB, &end(BOB, CAROL).request("NOTIFY", "", ""), CAROL);
     });
 }
 
@@ -320,14 +308,8 @@ fn what_comes_after_the_bye_reaches_the_parties() {
         let mut carol = Dialog::callee(&got, &ok, CAROL);
         world.send(ALICE, &alice.request("ACK", "", ""));
         world.one(CAROL, "ACK ");
-        world.send(ALICE, &alice.request("BYE", "", ""));
-        let bye = world.one(CAROL, "BYE ");
-        world.send(CAROL, &reply(&bye, 200, "", "", "", ""));
-        world.one(ALICE, "SIP/2.0 200 ");
-        world.send(CAROL, &carol.request("NOTIFY", "Event: refer\n", ""));
-        let got = world.one(ALICE, "NOTIFY ");
-        world.send(ALICE, &reply(&got, 200, "", "", "", ""));
-        world.one(CAROL, "SIP/2.0 200 ");
+        carried(world, ALICE, &alice.request("BYE", "", ""), CAROL);
+        carried(world, CAROL, &carol.request("NOTIFY", "Event: refer\n", ""), ALICE);
         world.send(ALICE, &alice.request("ACK", "", ""));
         world.one(CAROL, "ACK ");
         world.wait(70_000);
