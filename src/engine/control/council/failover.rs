@@ -53,19 +53,16 @@ impl Council {
 
     /// Notes how long it took until this node served what it has got, by the reports of its shards.
     pub(super) fn time_failovers(&mut self, now: Nanos) {
-        if self.failovers.last().is_none_or(|f| f.to != self.me.0 || f.took_us.is_some()) {
-            return;
-        }
-        let served = self.reports.iter().all(|r| r.map == self.map.version && r.recovering == 0);
-        if !served || now >= self.lease_until {
-            return;
-        }
-        let addresses = &self.map.addresses;
-        let waits = |f: &&mut Failover| {
+        let (me, addresses) = (self.me.0, &self.map.addresses);
+        let waits = |f: &Failover| {
             let still = addresses.get(f.address).is_some_and(|a| a.owner.0 == f.to && a.term.0 == f.term);
-            still && f.to == self.me.0 && f.took_us.is_none()
+            still && f.to == me && f.took_us.is_none()
         };
-        for failover in self.failovers.iter_mut().filter(waits) {
+        let served = || self.reports.iter().all(|r| r.map == self.map.version && r.recovering == 0);
+        if !self.failovers.iter().any(waits) || now >= self.lease_until || !served() {
+            return;
+        }
+        for failover in self.failovers.iter_mut().filter(|f| waits(f)) {
             failover.took_us = Some(now.since(failover.heard).as_micros());
         }
     }

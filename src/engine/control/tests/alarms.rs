@@ -3,7 +3,7 @@
 use super::Rig;
 use super::council::{formed, holders};
 use crate::engine::ShardReport;
-use crate::engine::control::{ControlEvent, Weight};
+use crate::engine::control::{ControlEvent, Failover, Weight};
 use crate::types::Nanos;
 
 fn told(rig: &mut Rig, node: usize) -> Vec<ControlEvent> {
@@ -68,6 +68,9 @@ fn a_failover_is_over_when_the_new_owner_serves_all_of_it() {
     let [known] = &failovers[..] else { panic!("{failovers:?}") };
     assert_eq!(known.took_us, None, "7 slots are still being recovered");
     assert!(known.agreed_us >= 15_000 && known.agreed_us < 60_000, "{known:?}");
+    // Another address has gone to another node since.
+    let elsewhere = Failover { address: 1, to: 3, ..known.clone() };
+    rig.control(2).council.failovers.push(elsewhere);
     report(&mut rig, 0);
     rig.run(1_000);
     let took = rig.control(2).failovers()[0].took_us;
