@@ -21,6 +21,8 @@ const BEGIN_RATE: f64 = 10_000.0;
 const LEAD: Duration = Duration::from_secs(1);
 /// No load goes on for longer.
 const LONGEST: Nanos = Nanos::from_secs(120);
+/// What is late for so long after a death is so because of it; later, because of the node that comes back.
+const DYING: Duration = Duration::from_millis(100);
 /// A restarted node must be back within this.
 const WITHIN: Duration = Duration::from_secs(30);
 
@@ -34,26 +36,30 @@ fn options(cluster: &Cluster) -> Options {
     }
 }
 
-/// Runs `work` on a thread of its own under load, which ends a second after it.
+/// Runs `work` on a thread of its own under load, which ends a second after it. What it calls by name begins a window.
 fn under_load<T: Send>(
     rate: f64,
     seed: u32,
     options: Options,
-    work: impl FnOnce() -> anyhow::Result<T> + Send,
+    work: impl FnOnce(&dyn Fn(&'static str)) -> anyhow::Result<T> + Send,
 ) -> anyhow::Result<(Outcome, T)> {
     let mut runner = Runner::new(Load::new(CALLS, rate, LONGEST, seed).traffic(), options)?;
     let over = AtomicBool::new(false);
+    let (named, names) = std::sync::mpsc::channel();
     let (outcome, done) = std::thread::scope(|scope| {
-        let worker = scope.spawn(|| {
+        let over = &over;
+        let worker = scope.spawn(move || {
+            let name = |label| named.send(label).unwrap_or_default();
+            name("before");
             std::thread::sleep(LEAD);
-            let done = work();
+            let done = work(&name);
             std::thread::sleep(LEAD);
             over.store(true, Ordering::Relaxed);
             done
         });
-        let outcome = runner.run(&mut |_| match over.load(Ordering::Relaxed) {
-            true => Control::Stop,
-            false => Control::Continue,
+        let outcome = runner.run(&mut |live| {
+            names.try_iter().for_each(|label| live.mark(label, None, LONGEST));
+            if over.load(Ordering::Relaxed) { Control::Stop } else { Control::Continue }
         });
         (outcome, worker.join())
     });
@@ -109,15 +115,22 @@ pub(crate) fn restart(calls: u32, rate: f64, times: usize) -> anyhow::Result<Vec
         let (settings, status) = (cluster.settings().clone(), cluster.status(victim)?);
         let before = status["boot"].as_u64().context("a boot")?;
         let pid = status["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).context("a pid")?;
-        let (outcome, back) = under_load(rate, number as u32 + 1, options(&cluster), || {
+        let (outcome, back) = under_load(rate, number as u32 + 1, options(&cluster), |name| {
+            name("death");
             tandem::io::sys_process::signal(pid, tandem::io::sys_process::Signal::Kill)?;
-            watch(&settings, victim, before, Instant::now())
+            let killed = Instant::now();
+            std::thread::sleep(DYING);
+            name("back");
+            watch(&settings, victim, before, killed)
         })?;
         let counts = outcome.counts;
+        let latest =
+            |label| outcome.windows.iter().find(|w| w.label == label).map(|w| w.latest.as_millis_f64());
         let row = json!({
             "mode": "restart", "calls": calls, "rate": rate, "whole_s": back.whole_s, "snapshot_bytes": back.bytes,
             "taking_s": back.taking_s, "mb_per_s": back.bytes as f64 / 1e6 / back.taking_s.max(1e-3),
-            "latency_max_ms": outcome.latency.max.unwrap_or(f64::NAN) / 1e3, "latency_p99_us": outcome.latency.p99,
+            "latest_ms": { "before": latest("before"), "death": latest("death"), "back": latest("back") },
+            "latency_p99_us": outcome.latency.p99,
             "sent": counts.sent, "lost": counts.lost, "duplicated": counts.duplicated, "corrupted": counts.corrupted,
         });
         eprintln!("{row}");
@@ -132,7 +145,7 @@ pub(crate) fn rolling(rate: f64, times: usize) -> anyhow::Result<Vec<Value>> {
     let mut rows = Vec::new();
     for number in 0..times {
         let options = options(&cluster);
-        let (outcome, took) = under_load(rate, number as u32 + 1, options, || {
+        let (outcome, took) = under_load(rate, number as u32 + 1, options, |_| {
             let start = Instant::now();
             for (node, _) in cluster.pids() {
                 cluster.restart(node)?;

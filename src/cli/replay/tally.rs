@@ -246,7 +246,7 @@ impl Tally {
         let number = self.windows.len() as u16;
         let Some(window) = self.windows.last_mut() else { return };
         if window.of_calls().is_none_or(|node| self.lanes.is_victim(sent.lane, number, node)) {
-            window.on_answer(silence, now);
+            window.on_answer(sent.intended, silence, now);
         }
     }
 

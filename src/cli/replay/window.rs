@@ -27,6 +27,8 @@ pub struct Window {
     pub gap: Option<Nanos>,
     /// The longest time without any answer to any of these calls, begun before the end of the window.
     pub silence: Nanos,
+    /// The latest answer to what these calls sent within `length` of `at`, from the time it was due.
+    pub latest: Nanos,
     /// Datagrams sent from 100 ms before `at` to the end of the window and never answered, of all calls, but for...
     pub lost: u64,
     /// ...those that were lost on the wire while the service was away.
@@ -55,6 +57,7 @@ impl Window {
             length,
             gap: None,
             silence: Nanos::ZERO,
+            latest: Nanos::ZERO,
             lost: 0,
             unaccepted: 0,
             duplicated: 0,
@@ -82,8 +85,11 @@ impl Window {
         self.at + self.length
     }
 
-    /// An answer to a call that counts came at `now`, ending `silence` of its flow.
-    pub(crate) fn on_answer(&mut self, silence: Option<Silence>, now: Nanos) {
+    /// An answer to a call that counts came at `now`, to what was due at `intended`, ending `silence` of its flow.
+    pub(crate) fn on_answer(&mut self, intended: Nanos, silence: Option<Silence>, now: Nanos) {
+        if (self.at..=self.end()).contains(&intended) {
+            self.latest = self.latest.max(now.since(intended));
+        }
         if self.last_answer <= self.end() {
             self.silence = self.silence.max(now.since(self.last_answer));
             self.last_answer = now;

@@ -143,6 +143,17 @@ impl History {
         at == moment
     }
 
+    /// For each moment whether it is `at` or comes before it.
+    fn path_to(&self, mut at: usize) -> Vec<bool> {
+        let mut path = vec![false; self.moments.len()];
+        path[GENESIS] = true;
+        while at != GENESIS {
+            path[at] = true;
+            at = self.moments[at].parent;
+        }
+        path
+    }
+
     /// The lives that have executed `moment`, dead ones included: they had it when they died.
     pub(super) fn holders(&self, moment: usize) -> Vec<Life> {
         let lives = self.members.iter().map(|(life, at)| (*life, *at)).chain(self.former.iter().copied());
@@ -342,8 +353,9 @@ impl History {
         if !self.live && self.executed < self.accepted.len() {
             return Some(format!("{} of {} accepted packets executed", self.executed, self.accepted.len()));
         }
+        let path = self.path_to(end);
         let done = |number: &&u32| {
-            self.packets.get(number).is_some_and(|moments| moments.iter().any(|m| self.holds(end, *m)))
+            self.packets.get(number).is_some_and(|moments| moments.iter().any(|moment| path[*moment]))
         };
         if let Some(number) = self.accepted.iter().find(|number| !done(number)) {
             return Some(format!("accepted packet {number} was not executed"));
@@ -351,16 +363,11 @@ impl History {
         if let Some(at) = self.models.get(&end).and_then(Model::next_deadline) {
             return Some(format!("a timer due at {at:?} has not fired"));
         }
-        let mut at = end;
-        let mut missing = None;
-        while at != GENESIS {
-            let moment = &self.moments[at];
-            if let Some(index) = moment.outputs.iter().position(|output| output.releases.is_empty()) {
-                missing = Some((moment.execution.as_ref().map_or(0, |seen| seen.position), index));
-            }
-            at = moment.parent;
-        }
-        let (position, index) = missing?;
+        let mut held = self.moments.iter().enumerate().filter(|(at, _)| path[*at]).map(|(_, moment)| moment);
+        let (position, index) = held.find_map(|moment| {
+            let index = moment.outputs.iter().position(|output| output.releases.is_empty())?;
+            Some((moment.execution.as_ref().map_or(0, |seen| seen.position), index))
+        })?;
         Some(format!("position {position} output {index} is not released"))
     }
 }

@@ -93,6 +93,7 @@ fn what_the_service_counted_is_lost_and_what_it_never_saw_is_not() {
         let window = &run.tally.windows()[0];
         // 20 datagrams got none, and the one that ended the silence took its time.
         assert_eq!(window.silence, Nanos(21 * STEP.0), "{window:?}");
+        assert_eq!(window.latest, TAKES, "of what was answered: {window:?}");
         assert_eq!(fates(&run.finish()), wanted);
     }
 }
