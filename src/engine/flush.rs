@@ -5,12 +5,16 @@ use super::lane::{Lane, Packer};
 use super::shard::Shard;
 use super::stats::ShardStats;
 use crate::app::CallApp;
-use crate::proto::owner::follower::FrameSink;
+use crate::proto::owner::follower::{FrameSink, Queued};
 use crate::types::{Nanos, NodeId, NodeSet, Now, Ordinal, Position, Slot};
 use crate::wire::frame::{FRAME_HEADER_LEN, Frame, Outputs, Told};
 
 /// A bundle is not begun anew for further slots once it has grown past this.
 const MOST_BUNDLE_BYTES: usize = 256 * 1024;
+
+/// Slots that nobody waits for written of in one bundle: after a change of the map there are a thousand at once, and
+/// clients' packets would wait for all of them.
+const MOST_BEHIND: usize = 64;
 
 /// What is delivered within the node takes at most this many passes of owner and member a turn; what is left
 /// after them waits for the next one.
@@ -58,7 +62,7 @@ impl<A: CallApp> Shard<A> {
         self.release(now, out);
         for lane in self.remote_lanes() {
             let lane_is_open = open.contains(self.lanes[lane].node);
-            if !self.lanes[lane].dirty.is_empty() && lane_is_open && self.write_bundle(now, lane) {
+            if self.lanes[lane].is_dirty() && lane_is_open && self.write_bundle(now, lane) {
                 self.write_told(lane);
                 self.bundle = self.bundle.wrapping_add(1);
                 self.lanes[lane].packer.frame(&Frame::Bundle(self.bundle));
@@ -80,13 +84,13 @@ impl<A: CallApp> Shard<A> {
     fn wake_at(&mut self, now: Now) -> Nanos {
         let patience = self.config.lazy_after;
         self.lanes.iter_mut().for_each(|lane| lane.be_patient(now.mono, patience));
-        let held_back = |lane: usize| !self.lanes[lane].dirty.is_empty() && self.lanes[lane].trusted();
+        let held_back = |lane: usize| self.lanes[lane].is_dirty() && self.lanes[lane].trusted();
         let lanes = (0..self.lanes.len()).filter(|l| held_back(*l));
         let lanes = lanes.map(|l| self.lanes[l].opens_at(&self.rtts[l]).max(now.mono)).min();
         let told = self.lanes.iter().map(|l| l.told_at).min().unwrap_or(Nanos::MAX);
         let soon = self.next_timer().min(lanes.unwrap_or(Nanos::MAX)).min(self.restore_due()).min(told);
         let local = &self.lanes[self.local];
-        let rest = !local.dirty.is_empty() || !local.replies.is_empty() || !local.packer.is_empty();
+        let rest = local.is_dirty() || !local.replies.is_empty() || !local.packer.is_empty();
         if rest || !self.ready.is_empty() { now.mono } else { soon.min(self.chores_due()) }
     }
 
@@ -127,8 +131,8 @@ impl<A: CallApp> Shard<A> {
     /// Owner to member and back within this node, by the same frames as over the wire.
     fn flush_local(&mut self, now: Now) -> bool {
         let lane = self.local;
-        let Lane { dirty, replies, packer, .. } = &self.lanes[lane];
-        if dirty.is_empty() && replies.is_empty() && packer.is_empty() {
+        let Lane { replies, packer, .. } = &self.lanes[lane];
+        if !self.lanes[lane].is_dirty() && replies.is_empty() && packer.is_empty() {
             return false;
         }
         for pass in 0..2 {
@@ -164,10 +168,13 @@ impl<A: CallApp> Shard<A> {
                 || follower.presses()
                 || follower.wants_entries(tail)
                     && needed.get_or_insert_with(|| owner.needed(self.local)).contains(follower.node);
-            if !follower.queued {
-                lane.dirty.push_back(index as u16);
-                owner.followers_mut()[n].queued = true;
+            let queued = if follower.comes_first(tail) { Queued::First } else { Queued::Behind };
+            match (follower.queued, queued) {
+                (Queued::Not, Queued::Behind) => lane.behind.push_back(index as u16),
+                (Queued::Not | Queued::Behind, Queued::First) => lane.first.push_back(index as u16),
+                _ => continue,
             }
+            owner.followers_mut()[n].queued = queued;
         }
     }
 
@@ -176,7 +183,7 @@ impl<A: CallApp> Shard<A> {
         self.lanes[lane].pressing = false;
         self.lanes[lane].lazy_at = Nanos::MAX;
         let wrote = self.write_fan_out(now, lane);
-        self.lanes[lane].pressing |= !self.lanes[lane].dirty.is_empty();
+        self.lanes[lane].pressing |= self.lanes[lane].is_dirty();
         wrote
     }
 
@@ -186,8 +193,9 @@ impl<A: CallApp> Shard<A> {
         let mut wrote = false;
         // What a backlog leaves over waits for the echo of this bundle. Pieces of snapshots do not count.
         let most = packer.len() + MOST_BUNDLE_BYTES;
+        let mut behind = 0..MOST_BEHIND;
         while packer.len() < most
-            && let Some(index) = self.lanes[lane].dirty.pop_front()
+            && let Some(index) = self.lanes[lane].next_slot(&mut behind)
         {
             let slot = usize::from(index);
             let said = self.changing(slot, |owner, _, _| owner.write_for(lane, now.mono, &mut packer));
@@ -208,8 +216,8 @@ impl<A: CallApp> Shard<A> {
         closed.for_each(|node| shut.insert(node));
         let mut written = NodeSet::EMPTY;
         for lane in self.remote_lanes() {
-            for n in 0..self.lanes[lane].dirty.len() {
-                let slot = usize::from(self.lanes[lane].dirty[n]);
+            for n in 0..self.lanes[lane].first.len() {
+                let slot = usize::from(self.lanes[lane].first[n]);
                 let Some(owner) = &mut self.slots[slot].owner else { continue };
                 let Some(set) = owner.in_step(self.local).filter(|set| set.0 & shut.0 == 0) else { continue };
                 let known = self.groups.iter().position(|(group, _)| *group == set);

@@ -12,6 +12,7 @@ use crate::proto::rtt::Rtt;
 use crate::types::{Boot, Nanos, NodeId};
 use crate::wire::frame::Frame;
 use std::collections::VecDeque;
+use std::ops::Range;
 
 /// Gathering stops when this many bytes of entries wait.
 const GATHER_BYTES: usize = 32 * 1024;
@@ -23,8 +24,10 @@ pub(super) struct Lane {
     /// Its life, once it has joined.
     pub(super) boot: Option<Boot>,
     pub(super) suspect: bool,
-    /// Slots (by local index) with something for the member on this node.
-    pub(super) dirty: VecDeque<u16>,
+    /// Slots (by local index) with something for the member on this node that clients may wait for.
+    pub(super) first: VecDeque<u16>,
+    /// The same for what nobody waits for: a map may concern every slot at once.
+    pub(super) behind: VecDeque<u16>,
     /// Slots whose member here has something for the owner on that node.
     pub(super) replies: VecDeque<u16>,
     /// Slots (by local index) of which the member on this node is to be told what is on the wire, and by when.
@@ -50,7 +53,8 @@ impl Lane {
             node,
             boot: None,
             suspect: false,
-            dirty: VecDeque::new(),
+            first: VecDeque::new(),
+            behind: VecDeque::new(),
             replies: VecDeque::new(),
             told: VecDeque::new(),
             told_at: Nanos::MAX,
@@ -68,6 +72,20 @@ impl Lane {
         self.boot.is_some() && !self.suspect
     }
 
+    /// Whether any slot has something for the member on this node.
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.first.is_empty() || !self.behind.is_empty()
+    }
+
+    /// The slot to be written of next; of those that nobody waits for one for each of `behind`.
+    pub(super) fn next_slot(&mut self, behind: &mut Range<usize>) -> Option<u16> {
+        self.first.pop_front().or_else(|| {
+            let slot = self.behind.front().copied().filter(|_| behind.next().is_some())?;
+            self.behind.pop_front();
+            Some(slot)
+        })
+    }
+
     /// Whether a bundle may go now.
     pub(super) fn open(&self, now: Nanos, rtt: &Rtt) -> bool {
         self.gathered >= GATHER_BYTES || self.opens_at(rtt) <= now
@@ -81,7 +99,7 @@ impl Lane {
 
     /// What waits, and is not needed, goes `patience` after it was first seen here.
     pub(super) fn be_patient(&mut self, now: Nanos, patience: Nanos) {
-        if !self.dirty.is_empty() && !self.pressing {
+        if self.is_dirty() && !self.pressing {
             self.lazy_at = self.lazy_at.min(now + patience);
         }
     }
@@ -248,11 +266,23 @@ mod tests {
     }
 
     #[test]
+    fn what_clients_wait_for_is_written_of_first_and_all_of_it() {
+        let mut lane = Lane::new(NodeId(2), 1000);
+        lane.behind.extend(0..5);
+        lane.first.extend(7..9);
+        let mut behind = 0..2;
+        let bundle: Vec<u16> = std::iter::from_fn(|| lane.next_slot(&mut behind)).collect();
+        assert_eq!(bundle, [7, 8, 0, 1]);
+        assert!(lane.is_dirty(), "the others go with the next one");
+        assert_eq!(lane.next_slot(&mut (0..9)), Some(2));
+    }
+
+    #[test]
     fn what_nothing_needs_gathers_until_it_is_late_or_something_presses() {
         let rtt = Rtt::new(Nanos::from_millis(2), Nanos::from_millis(1), Nanos::from_millis(10));
         let mut lane = Lane::new(NodeId(2), 1000);
         let at = Nanos::from_millis;
-        lane.dirty.push_back(7);
+        lane.first.push_back(7);
         lane.be_patient(at(1), at(2));
         lane.be_patient(at(2), at(2));
         assert!(!lane.open(at(2), &rtt) && lane.open(at(3), &rtt), "counted from the first");

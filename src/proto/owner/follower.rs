@@ -11,6 +11,17 @@ const BACKLOG_BYTES: usize = 64 * 1024;
 /// How many digest checkpoints of a member are remembered for comparison with slower members.
 const CHECKPOINTS: usize = 4;
 
+/// Whether, and how, a member waits to be written for.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Queued {
+    /// It does not wait.
+    Not,
+    /// Behind those that clients wait for.
+    Behind,
+    /// Among those that clients wait for.
+    First,
+}
+
 /// One member of the slot, seen from its owner.
 #[derive(Debug)]
 pub struct Follower {
@@ -71,8 +82,8 @@ pub struct Follower {
     /// The newest digest checkpoints, by position modulo their number.
     pub(super) checkpoints: [(Position, u64); CHECKPOINTS],
     pub(super) next_checkpoint: usize,
-    /// It waits in its link's queue.
-    pub queued: bool,
+    /// Whether it waits in one of its link's queues.
+    pub queued: Queued,
 }
 
 impl Follower {
@@ -107,7 +118,7 @@ impl Follower {
             telling: (0, Position(0)),
             checkpoints: [(Position(0), 0); CHECKPOINTS],
             next_checkpoint: 0,
-            queued: false,
+            queued: Queued::Not,
         }
     }
 
@@ -137,6 +148,11 @@ impl Follower {
     /// Whether there are entries for it.
     pub fn wants_entries(&self, tail: Position) -> bool {
         self.sent < tail && self.place.is_some()
+    }
+
+    /// Whether a client may be waiting for what it is to get: entries, or what is asked of it for the sake of some.
+    pub fn comes_first(&self, tail: Position) -> bool {
+        self.wants_entries(tail) || self.probe || self.emit
     }
 
     /// Whether it is to get something at once, whatever the others do.
@@ -172,7 +188,7 @@ impl Owner {
     pub fn write_for(&mut self, lane: usize, now: Nanos, sink: &mut impl FrameSink) -> bool {
         let tail = self.tail();
         let Some(index) = self.followers.iter().position(|f| f.lane == lane) else { return false };
-        self.followers[index].queued = false;
+        self.followers[index].queued = Queued::Not;
         if !self.followers[index].wants(tail) {
             return false;
         }

@@ -21,7 +21,9 @@ impl Owner {
                     let known = before.swap_remove(known);
                     let blank = known.executed == Position(0) && known.held > Position(0);
                     let lost = known.lost || known.learner && !learner && (known.outpaced || blank);
-                    Follower { learner, lost, outpaced: known.outpaced && learner, ..known }
+                    // What a learner was told of may have come before what it is about.
+                    let tell_in_passing = known.tell_in_passing || known.learner && !learner;
+                    Follower { learner, lost, tell_in_passing, outpaced: known.outpaced && learner, ..known }
                 }
                 None => Follower::new(member, learner, lane(member.node)),
             };
@@ -36,16 +38,19 @@ impl Owner {
         self.map_tail = self.tail();
         let known = master.and_then(|node| self.followers.iter().position(|f| f.node == node));
         self.master = known.unwrap_or_else(|| self.home());
-        if master.is_some() && master != Some(self.master()) {
-            self.master_seq += 1;
-        }
+        let renamed = master.is_some() && master != Some(self.master());
+        self.master_seq += u32::from(renamed);
         if !self.followers[self.master].may_lead() {
             self.choose_master();
         }
         let tail = self.tail();
-        self.followers.iter_mut().for_each(|f| f.tell |= f.is_behind(tail) || tail > Position(0));
+        // Who must be heard anew before anything goes on is told at once. Where nothing waits, a map of a thousand slots is
+        // not told of slot by slot.
+        let waits = tail > Position(0) && (renamed || self.committed < tail || self.answered < tail);
+        self.followers.iter_mut().for_each(|f| f.tell |= f.is_behind(tail) || waits);
         self.update_stable();
-        if self.tell_at == Nanos::MAX && self.followers.iter().any(|f| f.learner) {
+        let state = (self.released, self.stable);
+        if self.tell_at == Nanos::MAX && self.followers.iter().any(|f| f.learner || f.told != state) {
             self.tell_at = Nanos::ZERO;
         }
     }
