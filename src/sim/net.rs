@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 
 use crate::sim::rng::Rng;
 use crate::types::{Nanos, NodeId, NodeSet};
+use crate::wire::frame::{Frame, Frames};
 
 /// What is to happen, in order of time; events of one instant keep the order in which they were added.
 pub struct Queue<E> {
@@ -81,6 +82,28 @@ pub enum LinkEffect {
     Delay(Nanos),
     /// A narrow link: each byte takes this many ns, one after the other.
     Narrow(u64),
+    /// This many in 1,000 take this much longer, and what is sent meanwhile overtakes them.
+    Late {
+        /// How many in 1,000.
+        permille: u64,
+        /// By how much.
+        by: Nanos,
+    },
+    /// Datagrams that hold this are lost.
+    Without(Kind),
+}
+
+/// What a fault looks for in a datagram.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A Start.
+    Start,
+}
+
+impl Kind {
+    fn is_in(self, bytes: &[u8]) -> bool {
+        Frames::new(bytes).any(|frame| matches!((self, frame), (Kind::Start, Ok(Frame::Start(_)))))
+    }
 }
 
 /// A fault on the directed links from any node of `from` to any node of `to`.
@@ -153,8 +176,8 @@ impl Links {
         self.faults.iter().any(|(_, f)| f.hits(from, to) && f.effect == LinkEffect::Cut)
     }
 
-    /// Sends `len` bytes at `now`.
-    pub fn send(&mut self, rng: &mut Rng, now: Nanos, from: NodeId, to: NodeId, len: usize) -> Arrivals {
+    /// Sends `bytes` at `now`.
+    pub fn send(&mut self, rng: &mut Rng, now: Nanos, from: NodeId, to: NodeId, bytes: &[u8]) -> Arrivals {
         let link = usize::from(from.0) * (usize::from(NodeId::MAX) + 1) + usize::from(to.0);
         let mut at = now + self.base.delay + Nanos(rng.range(0, self.base.jitter.0));
         let (mut overtaken, mut second) = (false, None);
@@ -175,10 +198,19 @@ impl Links {
                     if start.since(now) > NARROW_BACKLOG {
                         return Arrivals::default();
                     }
-                    self.free[link] = start + Nanos(len as u64 * ns_per_byte);
+                    self.free[link] = start + Nanos(bytes.len() as u64 * ns_per_byte);
                     at = at + self.free[link].since(now);
                 }
-                LinkEffect::Loss(_) | LinkEffect::Duplicate(_) | LinkEffect::Reorder { .. } => {}
+                LinkEffect::Late { permille, by } if rng.chance(permille) => {
+                    overtaken = true;
+                    at = at + by;
+                }
+                LinkEffect::Without(kind) if kind.is_in(bytes) => return Arrivals::default(),
+                LinkEffect::Loss(_)
+                | LinkEffect::Duplicate(_)
+                | LinkEffect::Reorder { .. }
+                | LinkEffect::Late { .. }
+                | LinkEffect::Without(_) => {}
             }
         }
         if !overtaken {
@@ -191,9 +223,11 @@ impl Links {
 
 #[cfg(test)]
 mod tests {
-    use super::{LinkBase, LinkEffect, LinkFault, Links, Queue};
+    use super::{Kind, LinkBase, LinkEffect, LinkFault, Links, Queue};
     use crate::sim::rng::Rng;
     use crate::types::{Nanos, NodeId, NodeSet};
+    use crate::wire::frame::{Frame, Start};
+    use zerocopy::FromZeros;
 
     #[test]
     fn queue_is_ordered_by_time_then_by_age() {
@@ -213,14 +247,31 @@ mod tests {
         let mut links = Links::new(LinkBase { delay: Nanos(50), jitter: Nanos(20) });
         links.add(1, LinkFault { from: NodeSet(1 << 1), to: NodeSet(1 << 2), effect: LinkEffect::Cut });
         assert!(links.is_cut(a, b) && !links.is_cut(b, a));
-        assert_eq!(links.send(&mut rng, Nanos(0), a, b, 100).first, None);
-        assert!(links.send(&mut rng, Nanos(0), b, a, 100).first.is_some());
+        assert_eq!(links.send(&mut rng, Nanos(0), a, b, &[0; 100]).first, None);
+        assert!(links.send(&mut rng, Nanos(0), b, a, &[0; 100]).first.is_some());
         links.remove(1);
         let mut last = Nanos::ZERO;
         for t in 0..200 {
-            let at = links.send(&mut rng, Nanos(t), a, b, 100).first.expect("no fault");
+            let at = links.send(&mut rng, Nanos(t), a, b, &[0; 100]).first.expect("no fault");
             assert!(at >= last && at >= Nanos(t + 50), "a link without faults keeps order");
             last = at;
         }
+    }
+
+    #[test]
+    fn what_is_late_is_overtaken_and_what_is_looked_for_is_lost() {
+        let (a, b, mut rng) = (NodeId(1), NodeId(2), Rng::new(1));
+        let mut links = Links::new(LinkBase { delay: Nanos(50), jitter: Nanos(0) });
+        let on_all = |effect| LinkFault { from: NodeSet(u64::MAX), to: NodeSet(u64::MAX), effect };
+        links.add(1, on_all(LinkEffect::Late { permille: 1_000, by: Nanos(900) }));
+        assert_eq!(links.send(&mut rng, Nanos(0), a, b, &[0; 100]).first, Some(Nanos(950)));
+        links.remove(1);
+        assert_eq!(links.send(&mut rng, Nanos(1), a, b, &[0; 100]).first, Some(Nanos(51)));
+        links.add(2, on_all(LinkEffect::Without(Kind::Start)));
+        let (mut bytes, start) = (Vec::new(), Start::new_zeroed());
+        Frame::Bundle(7).write(&mut bytes);
+        assert!(links.send(&mut rng, Nanos(2), a, b, &bytes).first.is_some());
+        Frame::Start(&start).write(&mut bytes);
+        assert_eq!(links.send(&mut rng, Nanos(3), a, b, &bytes).first, None);
     }
 }

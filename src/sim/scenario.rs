@@ -7,6 +7,9 @@ use crate::sim::rng::Rng;
 use crate::types::{Nanos, NodeId, NodeSet};
 
 mod live;
+mod staged;
+
+pub use staged::Worlds;
 
 /// Every fault is over by then at the latest in a world whose owner never dies, and no client sends afterwards.
 pub const HEALED: Nanos = Nanos::from_millis(120);
@@ -162,6 +165,10 @@ impl Scenario {
 
     fn calm(rng: &mut Rng, live: bool) -> Scenario {
         let layout = if live { Layout::draw_live(rng) } else { Layout::draw(rng) };
+        Scenario::calm_on(rng, live, layout)
+    }
+
+    fn calm_on(rng: &mut Rng, live: bool, layout: Layout) -> Scenario {
         // Two clocks differ by less than the margin that promises leave.
         let drift = if live && rng.chance(300) { 9_500 } else { 500 };
         let clocks = layout

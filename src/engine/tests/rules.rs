@@ -1,5 +1,6 @@
-//! What each of four rules is for. No world drawn at random shows it within any number of seeds worth waiting for, because
-//! other rules help most of the time: here each is switched off in the one sequence of events that needs it.
+//! What each of four rules is for: each is switched off in the one sequence of events that needs it. General worlds do not
+//! come upon these within any number of seeds worth waiting for, because other rules help most of the time; the simulator
+//! has families of worlds in which they are likely (`sim/scenario/staged.rs`).
 
 use super::takeover::{dropped, map_of, moved, only, packet};
 use super::{Cluster, shape};

@@ -98,7 +98,7 @@ impl World {
         if notice && self.scenario.settings.live {
             for to in (0..self.nodes.len()).filter(|to| *to != index) {
                 let other = self.nodes[to].id;
-                let arrivals = self.links.send(&mut self.rng, self.now, id, other, 80);
+                let arrivals = self.links.send(&mut self.rng, self.now, id, other, &[0; 80]);
                 if let Some(at) = arrivals.first {
                     self.queue.push(at + Nanos::from_micros(300), Event::Notice { to, of: id, boot });
                 }

@@ -214,7 +214,7 @@ impl World {
             return self.checker.fail(self.now, format!("outbox contract: {from} sent to {to}"));
         }
         let once = if lane == CONTROL { true } else { self.spy.look(&mut self.coverage, bytes) };
-        let mut arrivals = self.links.send(&mut self.rng, self.now, from, to, bytes.len());
+        let mut arrivals = self.links.send(&mut self.rng, self.now, from, to, bytes);
         if once {
             // A seal is opened once: what must not happen twice is not asked of the core.
             arrivals.second = None;
