@@ -54,7 +54,7 @@ pub(crate) fn bound() -> UdpSocket {
     bound_at(Ipv4Addr::LOCALHOST.into())
 }
 
-fn bound_at(ip: IpAddr) -> UdpSocket {
+pub(crate) fn bound_at(ip: IpAddr) -> UdpSocket {
     let socket = UdpSocket::bind((ip, 0)).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     socket
@@ -119,8 +119,12 @@ impl Party {
     }
 
     pub(crate) fn invite(&self, to: SocketAddr, call: &str) {
-        let (me, body) = (self.at(), self.description());
-        let len = body.len();
+        self.invite_with(to, call, &self.description());
+    }
+
+    /// The same with another description.
+    pub(crate) fn invite_with(&self, to: SocketAddr, call: &str, body: &str) {
+        let (me, len) = (self.at(), body.len());
         self.say(
             to,
             &format!(
