@@ -21,9 +21,7 @@ impl Owner {
                     let known = before.swap_remove(known);
                     let blank = known.executed == Position(0) && known.held > Position(0);
                     let lost = known.lost || known.learner && !learner && (known.outpaced || blank);
-                    // What a learner was told of may have come before what it is about.
-                    let tell_in_passing = known.tell_in_passing || known.learner && !learner;
-                    Follower { learner, lost, tell_in_passing, outpaced: known.outpaced && learner, ..known }
+                    Follower { learner, lost, outpaced: known.outpaced && learner, ..known }
                 }
                 None => Follower::new(member, learner, lane(member.node)),
             };
@@ -44,13 +42,15 @@ impl Owner {
             self.choose_master();
         }
         let tail = self.tail();
-        // Who must be heard anew before anything goes on is told at once. Where nothing waits, a map of a thousand slots is
-        // not told of slot by slot.
+        // Who must be heard anew before anything goes on is told at once, the others in passing: a map concerns a thousand
+        // slots, and clients wait for few of them.
         let waits = tail > Position(0) && (renamed || self.committed < tail || self.answered < tail);
-        self.followers.iter_mut().for_each(|f| f.tell |= f.is_behind(tail) || waits);
+        for follower in &mut self.followers {
+            follower.tell |= waits || follower.is_behind(tail);
+            follower.tell_in_passing |= tail > Position(0);
+        }
         self.update_stable();
-        let state = (self.released, self.stable);
-        if self.tell_at == Nanos::MAX && self.followers.iter().any(|f| f.learner || f.told != state) {
+        if self.tell_at == Nanos::MAX && self.followers.iter().any(|f| f.learner) {
             self.tell_at = Nanos::ZERO;
         }
     }

@@ -203,8 +203,8 @@ fn a_member_that_has_not_answered_is_not_asked_for_each_entry() {
     assert!(!wants(&owner));
 }
 
-/// Two members that hold everything and know it is stable; what they are to be told after the next map.
-fn told_of(next: &Group, lane: impl Fn(&Follower) -> bool) -> Vec<NodeId> {
+/// Two members hold everything, and know that it is stable; those of the next map that are as `how` says.
+fn told_of(next: &Group, how: impl Fn(&Follower) -> bool) -> Vec<NodeId> {
     let mut owner = owner_of(8, &group(&[1, 2], &[]));
     append(&mut owner);
     for _ in 0..2 {
@@ -214,30 +214,19 @@ fn told_of(next: &Group, lane: impl Fn(&Follower) -> bool) -> Vec<NodeId> {
     (1..=2).for_each(|id| drop(written(&mut owner, id)));
     owner.on_group(next, |node| usize::from(node.0));
     owner.on_trust(NodeId(3), Some(Boot(1)));
-    owner.followers().iter().filter(|f| lane(f)).map(|f| f.node).collect()
+    owner.followers().iter().filter(|f| how(f)).map(|f| f.node).collect()
 }
 
 #[test]
-fn who_stays_a_member_is_not_told_of_a_map_at_once() {
-    let tail = Position(1);
-    let at_once = |f: &Follower| f.wants(tail);
+fn who_stays_a_member_is_told_of_a_map_in_passing() {
+    let at_once = |f: &Follower| f.presses();
     assert_eq!(told_of(&group(&[1, 2], &[3]), at_once), [NodeId(3)], "who learns begins");
     assert_eq!(told_of(&group(&[1, 2], &[]), at_once), []);
     assert_eq!(told_of(&group(&[2, 3], &[]), at_once), [NodeId(2), NodeId(3)], "their master has gone");
-}
-
-#[test]
-fn who_has_learned_is_told_in_passing_what_came_before_it_knew() {
-    let mut owner = owner(8);
-    append(&mut owner);
-    for _ in 0..2 {
-        (1..=3).for_each(|id| drop(written(&mut owner, id)));
-        (1..=3).for_each(|id| ack(&mut owner, id, 1));
-    }
-    (1..=3).for_each(|id| drop(written(&mut owner, id)));
-    owner.on_group(&group(&[1, 2, 3], &[]), |node| usize::from(node.0));
-    let learned = &owner.followers()[2];
-    assert!(learned.wants(Position(1)) && !learned.presses() && !learned.comes_first(Position(1)));
+    let at_all = |f: &Follower| f.wants(Position(1));
+    assert_eq!(told_of(&group(&[1, 2], &[]), at_all), [NodeId(1), NodeId(2)]);
+    let first = |f: &Follower| f.comes_first(Position(1));
+    assert_eq!(told_of(&group(&[2, 1], &[]), first), [], "nobody waits for it");
 }
 
 #[test]
