@@ -291,7 +291,7 @@ fn staged_worlds_pass_with_every_rule() {
 /// A rule, all others, where it is missed, and what the checker says then.
 type Case = (&'static str, Safeguards, Worlds, &'static [&'static str]);
 
-fn cases() -> [Case; 16] {
+fn cases() -> [Case; 17] {
     let on = Safeguards::default();
     [
         ("dedupe of entries", Safeguards { dedupe: false, ..on }, Worlds::Fixed, &["invariant 1"]),
@@ -320,11 +320,17 @@ fn cases() -> [Case; 16] {
             Worlds::Learning,
             &["invariant 1", "invariant 6", "invariant 7"],
         ),
+        (
+            "own_term",
+            Safeguards { own_term: false, ..on },
+            Worlds::Outranked,
+            &["invariant 2", "invariant 6"],
+        ),
     ]
 }
 
-/// Without any one of the rules that make the slot log safe, the checker must find what goes wrong; but for `own_term`,
-/// which has its proof in `engine/tests/takeover.rs`. TANDEM_SIM_RULE: only without that one.
+/// Without any one of the rules that make the slot log safe, the checker must find what goes wrong. TANDEM_SIM_RULE: only
+/// without that one.
 #[test]
 fn the_checker_bites() {
     let only = from_env_text("TANDEM_SIM_RULE");

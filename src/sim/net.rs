@@ -5,8 +5,9 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
 use crate::sim::rng::Rng;
-use crate::types::{Nanos, NodeId, NodeSet};
+use crate::types::{Nanos, NodeId, NodeSet, Term};
 use crate::wire::frame::{Frame, Frames};
+use crate::wire::record::Entry;
 
 /// What is to happen, in order of time; events of one instant keep the order in which they were added.
 pub struct Queue<E> {
@@ -98,11 +99,24 @@ pub enum LinkEffect {
 pub enum Kind {
     /// A Start.
     Start,
+    /// An entry that was appended in the term it is sent in.
+    OwnEntry,
 }
 
 impl Kind {
     fn is_in(self, bytes: &[u8]) -> bool {
-        Frames::new(bytes).any(|frame| matches!((self, frame), (Kind::Start, Ok(Frame::Start(_)))))
+        let own = |term: u32, mut entries: &[u8]| loop {
+            match Entry::read(entries) {
+                Some((entry, _, _)) if entry.term == Term(term) => return true,
+                Some((_, _, rest)) => entries = rest,
+                None => return false,
+            }
+        };
+        Frames::new(bytes).any(|frame| match (self, frame) {
+            (Kind::Start, Ok(Frame::Start(_))) => true,
+            (Kind::OwnEntry, Ok(Frame::Segment(header, entries))) => own(header.term.get(), entries),
+            _ => false,
+        })
     }
 }
 

@@ -553,8 +553,7 @@ fn an_old_entry_comes_back_and_is_lost_again(own_term: bool) -> (Vec<Vec<u8>>, u
     (before, count)
 }
 
-/// Calls 7 and 23 share a slot of 16. No network that is drawn at random comes upon this within any number of seeds worth
-/// waiting for, so the rule has its own proof here and none in the simulator.
+/// Calls 7 and 23 share a slot of 16. The simulator comes upon this in worlds that are staged for it: `Worlds::Outranked`.
 #[test]
 fn what_was_recovered_is_released_only_with_an_entry_of_the_new_owners_term() {
     let (released, count) = an_old_entry_comes_back_and_is_lost_again(true);

@@ -30,11 +30,14 @@ pub enum Worlds {
     /// In which an owner is heard by nobody but a node that learns when it loses its address, and the next one's Start is
     /// lost on that node.
     Learning,
+    /// In which the first owner's tail comes back in a third term, whose own entries are lost, and is outranked in a fourth
+    /// by what only the second owner holds. (Figure 8 of the Raft paper.)
+    Outranked,
 }
 
 impl Worlds {
     /// All of them, with their names.
-    pub const ALL: [(&str, Worlds); 7] = [
+    pub const ALL: [(&str, Worlds); 8] = [
         ("fixed", Worlds::Fixed),
         ("live", Worlds::Live),
         ("promised", Worlds::Promised),
@@ -42,6 +45,7 @@ impl Worlds {
         ("again", Worlds::Again),
         ("rejoined", Worlds::Rejoined),
         ("learning", Worlds::Learning),
+        ("outranked", Worlds::Outranked),
     ];
 
     /// The world of `seed`.
@@ -54,6 +58,8 @@ impl Worlds {
             Worlds::Again => Stage::new(seed, &[0, 1, 2], 3).again(),
             Worlds::Rejoined => Stage::new(seed, &[0, 1, 2], 2).rejoined(),
             Worlds::Learning => Stage::new(seed, &[0, 1, 2, 3], 3).learning(),
+            // With a group for each slot: those of one group may not be outranked by the same node.
+            Worlds::Outranked => Stage::with_shards(seed, &[0, 1, 2], 3, &[1]).outranked(),
         }
     }
 }
@@ -94,8 +100,12 @@ struct Stage {
 impl Stage {
     /// One node on each of `hosts`.
     fn new(seed: u64, hosts: &[u16], copies: usize) -> Stage {
+        Stage::with_shards(seed, hosts, copies, &[1, 1, 2])
+    }
+
+    fn with_shards(seed: u64, hosts: &[u16], copies: usize, shards: &[u16]) -> Stage {
         let mut rng = Rng::new(seed);
-        let (slots, shards) = (rng.range(1, 6) as u16, rng.pick(&[1, 1, 2]));
+        let (slots, shards) = (rng.range(1, 6) as u16, rng.pick(shards));
         let layout = Layout::new(hosts, (slots, shards), copies, vec![0, 0], false);
         let mut scenario = Scenario::calm_on(&mut rng, true, layout);
         scenario.rng = rng.split();
@@ -135,19 +145,26 @@ impl Stage {
         self.finish()
     }
 
+    /// The first owner loses its address to the second, and the second to the first. What the first holds stays as it is:
+    /// nothing of the second reaches it, and the second hears it in the end, so that it may follow. What the third says to
+    /// it is left to the caller. When the second is cut off, for `over`, and when the first was there again.
+    fn rotate(&mut self, over: Nanos) -> (Nanos, Nanos) {
+        let back = BEGIN + self.beats(18, 24);
+        let third = back + self.beats(2, 6);
+        self.link(BEGIN, third, (one(SECOND), one(OWNER)), LinkEffect::Cut);
+        let others = NodeSet(one(SECOND).0 | one(THIRD).0);
+        self.link(BEGIN, back, (one(OWNER), others), LinkEffect::Cut);
+        self.isolate(third, third + over, SECOND);
+        (third, back)
+    }
+
     fn again(mut self) -> Scenario {
         let long = self.beats(20, 45);
-        let back = BEGIN + self.beats(18, 24);
-        // The second hears the first in the end, so that it may follow, and says nothing to it.
-        let third = back + self.beats(2, 6);
+        let (third, back) = self.rotate(long);
         let (before, by) = (self.beats(1, 3), self.beats(40, 70));
         let over = BEGIN + by + self.beats(5, 30);
         let late = LinkEffect::Late { permille: 1_000, by };
         let starts = LinkEffect::Without(Kind::Start);
-        let others = NodeSet(one(SECOND).0 | one(THIRD).0);
-        self.link(BEGIN, third, (one(SECOND), one(OWNER)), LinkEffect::Cut);
-        self.link(BEGIN, back, (one(OWNER), others), LinkEffect::Cut);
-        self.isolate(third, third + long, SECOND);
         self.link(BEGIN - before, back, (one(THIRD), one(OWNER)), late);
         self.link(BEGIN, third, (one(SECOND), one(THIRD)), starts);
         self.link(third, over, (one(OWNER), one(THIRD)), starts);
@@ -188,6 +205,22 @@ impl Stage {
         self.plan(Nanos::from_millis(10), over, Fault::Stall);
         self.plan(alone, over, Fault::Split { one: one(OWNER), other: voters });
         self.link(alone, over, (voters, one(learner)), LinkEffect::Without(Kind::Start));
+        self.finish()
+    }
+
+    fn outranked(mut self) -> Scenario {
+        // No longer than it takes to answer from what came back: soon the second owner is none that is asked any more.
+        let long = self.beats(16, 20);
+        let (third, back) = self.rotate(long);
+        let fourth = third + long;
+        let over = fourth + self.beats(25, 60);
+        self.link(BEGIN, back, (one(THIRD), one(OWNER)), LinkEffect::Cut);
+        self.link(BEGIN, third, (one(SECOND), one(THIRD)), LinkEffect::Without(Kind::Start));
+        self.link(third, fourth, (one(OWNER), one(THIRD)), LinkEffect::Without(Kind::OwnEntry));
+        self.isolate(fourth, over, OWNER);
+        // So that what was recovered is more than fits a datagram with the new owner's first entry.
+        self.scenario.settings.datagram_room = 600;
+        self.scenario.load.pause = Nanos::from_micros(self.rng.range(150, 800));
         self.finish()
     }
 }
