@@ -242,7 +242,7 @@ fn a_frozen_owner_and_a_frozen_member_wake_up_and_do_no_harm() {
     }
 }
 
-/// Worlds in which a rule that is switched off must be missed.
+/// A rule that is switched off must be missed in one of so many worlds.
 const MOST_SEEDS: u64 = 10_000;
 
 /// The first seed below `bound` in which, with `safeguards`, the checker finds one of `invariants` broken, and how; and
@@ -279,7 +279,8 @@ fn first_broken(
     found.into_inner().unwrap()
 }
 
-/// What is staged so that one rule is missed must pass with all of them.
+/// What is staged so that one rule is missed must pass with all of them. (Further on a seed is known not to: see
+/// ARCHITECTURE.md, "Known to fail".)
 #[test]
 fn staged_worlds_pass_with_every_rule() {
     for (name, worlds) in Worlds::ALL {
@@ -320,12 +321,7 @@ fn cases() -> [Case; 17] {
             Worlds::Learning,
             &["invariant 1", "invariant 6", "invariant 7"],
         ),
-        (
-            "own_term",
-            Safeguards { own_term: false, ..on },
-            Worlds::Outranked,
-            &["invariant 2", "invariant 6"],
-        ),
+        ("own_term", Safeguards { own_term: false, ..on }, Worlds::Outranked, &["invariant 2"]),
     ]
 }
 

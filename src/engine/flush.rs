@@ -12,7 +12,7 @@ use crate::wire::frame::{FRAME_HEADER_LEN, Frame, Outputs, Told};
 /// A bundle is not begun anew for further slots once it has grown past this.
 const MOST_BUNDLE_BYTES: usize = 256 * 1024;
 
-/// Slots that nobody waits for written of in one bundle: after a change of the map there are a thousand at once, and
+/// In one bundle no more slots are written of that nobody waits for: after a change of the map there are a thousand, and
 /// clients' packets would wait for all of them.
 const MOST_BEHIND: usize = 64;
 

@@ -1,9 +1,9 @@
 //! Scripted parties on sockets: they speak SIP and RTP as far as the tests need it, and say again what is not answered.
 
 use super::cluster::Local;
-use super::until;
+use super::{loud, until};
 use serde_json::Value;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -264,18 +264,39 @@ impl Call {
     }
 
     pub(crate) fn hang_up(&self, service: SocketAddr) {
-        let said_by = |said: usize| if said == 0 { "a call that was over" } else { "BYE" };
-        for said in 0..4 {
-            self.alice.request(service, &self.accepted, "BYE", 2);
-            if let Ok(bye) = self.bob.listen("BYE ", Duration::from_millis(500)) {
-                self.bob.answer(&bye, "200 OK", "");
-                self.alice.hear("SIP/2.0 200");
-                return;
-            }
-            println!("{} {said} was lost", said_by(said));
-        }
-        panic!("no BYE comes through");
+        hang_up([&self.alice, &self.bob], service, &self.accepted, 2);
     }
+}
+
+/// The first says BYE until it is answered, as who was just taken over may have missed one.
+pub(crate) fn hang_up([alice, bob]: [&Party; 2], service: SocketAddr, accepted: &Message, number: u32) {
+    let said_by = |said: usize| if said == 0 { "a call that was over" } else { "BYE" };
+    for said in 0..4 {
+        alice.request(service, accepted, "BYE", number);
+        if let Ok(bye) = bob.listen("BYE ", Duration::from_millis(500)) {
+            bob.answer(&bye, "200 OK", "");
+            alice.listen_for("SIP/2.0 200", " BYE", SOON).unwrap();
+            return;
+        }
+        println!("{} {said} was lost", said_by(said));
+    }
+    panic!("no BYE comes through");
+}
+
+/// Talks until `all` packets of a round come through, after an owner's death.
+pub(crate) fn talk_again(all: usize, within: Duration, mut talk: impl FnMut(Duration) -> usize) {
+    let (began, mut silent) = (Instant::now(), 0);
+    while talk(Duration::from_millis(20)) < all {
+        silent += 1;
+        assert!(began.elapsed() < within, "no media after the owner's death");
+    }
+    println!("owner killed: {silent} rounds without all media, {:?}", began.elapsed());
+}
+
+/// Whether there is IPv6 on loopback; if not, the test that is named says so.
+pub(crate) fn has_ipv6(test: &str) -> bool {
+    let bound = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0));
+    bound.inspect_err(|error| loud(&format!("{test}: there is none on loopback: {error}"))).is_ok()
 }
 
 /// The records of a file, once there are `count`; and no more come.

@@ -1,6 +1,6 @@
 //! Phones that do ICE, with the agent of str0m (`is`): full, controlling, and written by nobody who has written ours.
 
-use crate::harness::parties::{Message, Party, SOON, bound_at};
+use crate::harness::parties::{self, Message, Party, SOON, bound_at};
 use crate::harness::until;
 use is::stun::{StunMessage, StunPacket, TransId};
 use is::{Candidate, DefaultSha1HmacProvider, IceAgent, IceAgentEvent, IceConnectionState, IceCreds};
@@ -18,20 +18,20 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(300);
 /// A component of a phone's media: an agent, which does no I/O of its own, and the sockets that are its candidates.
 pub(crate) struct Way {
     pub(crate) agent: IceAgent,
-    pub(crate) sockets: Vec<UdpSocket>,
+    sockets: Vec<UdpSocket>,
     /// What the agent's clock is ahead of ours: it leaps over times in which no check is under way.
-    pub(crate) ahead: Duration,
+    ahead: Duration,
     /// Of each socket the newest check, until it is answered.
-    pub(crate) open: BTreeMap<SocketAddr, TransId>,
+    open: BTreeMap<SocketAddr, TransId>,
     /// Checks sent, and their answers that were taken.
     pub(crate) checks: [usize; 2],
-    pub(crate) states: Vec<IceConnectionState>,
+    states: Vec<IceConnectionState>,
     /// Whether it has told, in a check, which pair it has chosen since it last had to choose.
-    pub(crate) told: bool,
+    told: bool,
     /// From where the agent wants media to be sent, and where to.
     pub(crate) selected: Option<(SocketAddr, SocketAddr)>,
     /// What is no STUN: to which socket it came, where from, and its bytes.
-    pub(crate) heard: VecDeque<(SocketAddr, SocketAddr, Vec<u8>)>,
+    heard: VecDeque<(SocketAddr, SocketAddr, Vec<u8>)>,
 }
 
 impl Way {
@@ -69,9 +69,10 @@ impl Way {
     }
 
     pub(crate) fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        let socket = self.sockets.iter().find(|socket| socket.local_addr().unwrap() == from);
         // What an agent still wants to say from a socket that is gone is lost.
-        socket.map(|socket| socket.send_to(bytes, to).unwrap());
+        if let Some(socket) = self.sockets.iter().find(|socket| socket.local_addr().unwrap() == from) {
+            socket.send_to(bytes, to).unwrap();
+        }
     }
 
     /// Lets the agent do what is due, and hands it what has come.
@@ -358,6 +359,23 @@ impl Speaks for Plain {
     }
 }
 
+/// The callee answers an INVITE, and the caller learns what, and says ACK; the 200.
+fn answered(
+    service: SocketAddr,
+    alice: &mut Phone,
+    bob: &mut impl Speaks,
+    invited: &(Message, SocketAddr),
+    number: u32,
+) -> Message {
+    let answer = bob.agrees(&invited.0);
+    bob.party().answer(invited, "200 OK", &answer);
+    let (accepted, _) = alice.party.hear("SIP/2.0 200");
+    alice.party.request(service, &accepted, "ACK", number);
+    bob.party().hear("ACK ");
+    alice.meets(&Names::of(&accepted).unwrap());
+    accepted
+}
+
 /// A call of one who does ICE.
 pub(crate) struct Call<B> {
     pub(crate) service: SocketAddr,
@@ -376,12 +394,7 @@ impl<B: Speaks> Call<B> {
         let offer = alice.description();
         alice.party.invite_with(service, "with-ice", &offer);
         let invited = bob.party().hear("INVITE ");
-        let answer = bob.agrees(&invited.0);
-        bob.party().answer(&invited, "200 OK", &answer);
-        let (accepted, _) = alice.party.hear("SIP/2.0 200");
-        alice.party.request(service, &accepted, "ACK", 1);
-        bob.party().hear("ACK ");
-        alice.meets(&Names::of(&accepted).unwrap());
+        let accepted = answered(service, &mut alice, &mut bob, &invited, 1);
         Call { service, alice, bob, accepted, invites: 1, sent: 0 }
     }
 
@@ -392,24 +405,12 @@ impl<B: Speaks> Call<B> {
         self.alice.party.request_with(self.service, &self.accepted, ("INVITE", number), &offer);
         let invited = self.bob.party().hear("INVITE ");
         meanwhile(self);
-        let answer = self.bob.agrees(&invited.0);
-        self.bob.party().answer(&invited, "200 OK", &answer);
-        let (accepted, _) = self.alice.party.hear("SIP/2.0 200");
-        self.alice.party.request(self.service, &self.accepted, "ACK", number);
-        self.bob.party().hear("ACK ");
-        self.alice.meets(&Names::of(&accepted).unwrap());
+        answered(self.service, &mut self.alice, &mut self.bob, &invited, number);
     }
 
-    /// Says BYE until it is answered, as who was just taken over may have missed one.
-    pub(crate) fn hang_up(&mut self) {
-        let (alice, bob, number) = (&self.alice.party, self.bob.party(), self.invites + 1);
-        let over = until(PATIENCE, || {
-            alice.request(self.service, &self.accepted, "BYE", number);
-            let Ok(bye) = bob.listen("BYE ", Duration::from_millis(500)) else { return false };
-            bob.answer(&bye, "200 OK", "");
-            alice.listen_for("SIP/2.0 200", " BYE", SOON).is_ok()
-        });
-        assert!(over, "no BYE comes through");
+    pub(crate) fn hang_up(&self) {
+        let parties = [&self.alice.party, self.bob.party()];
+        parties::hang_up(parties, self.service, &self.accepted, self.invites + 1);
     }
 
     /// RTP and RTCP each way; how many packets came through as they were.

@@ -346,14 +346,14 @@ impl History {
 
     /// What is left to do where all members stand at `end`.
     pub(super) fn unfinished(&self, end: usize) -> Option<String> {
-        if !self.holds(end, self.frontier) && !self.may_be_lost {
+        let path = self.path_to(end);
+        if !path[self.frontier] && !self.may_be_lost {
             let lost = self.moments[self.frontier].execution.as_ref().map_or(0, |seen| seen.position);
             return Some(format!("position {lost} was answered, and no member holds it"));
         }
         if !self.live && self.executed < self.accepted.len() {
             return Some(format!("{} of {} accepted packets executed", self.executed, self.accepted.len()));
         }
-        let path = self.path_to(end);
         let done = |number: &&u32| {
             self.packets.get(number).is_some_and(|moments| moments.iter().any(|moment| path[*moment]))
         };
