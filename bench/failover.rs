@@ -147,7 +147,9 @@ fn one(cluster: &Cluster, fault: Fault, rate: f64, seed: u32) -> anyhow::Result<
         corrupted: outcome.counts.corrupted,
         unaccepted: outcome.counts.unaccepted,
         doubled_allowed: outcome.counts.doubled_allowed,
-        copies: outcome.copies.iter().map(|at| at.map(|time| since_strike(&outcome, fault, time))).collect(),
+        copies: (outcome.repeats.iter())
+            .map(|r| [r.first, r.again].map(|time| since_strike(&outcome, fault, time)))
+            .collect(),
         restored_s: None,
         wrong_suspicions: (cluster.wrong_suspicions(&alive))
             .saturating_sub(wrong_before)

@@ -279,8 +279,41 @@ fn first_broken(
     found.into_inner().unwrap()
 }
 
-/// What is staged so that one rule is missed must pass with all of them. (Further on a seed is known not to: see
-/// ARCHITECTURE.md, "Known to fail".)
+/// Seeds that sweeps found, and what each of them needed. Other changes move what a seed stages, so this is a memory, not
+/// a proof; what was mended has tests of its own.
+const ONCE_FAILED: [(Option<Worlds>, u64); 13] = [
+    // Members that are told of a map in passing are told of it at all.
+    (None, 400),
+    (None, 2_198),
+    // Who is given up keeps what it holds until it is brought in anew; the last one of a group is asked again.
+    (None, 70_628),
+    (None, 114_876),
+    (None, 136_715),
+    (Some(Worlds::Outranked), 5_486),
+    // Nobody waits for what a node was by maps it never saw.
+    (None, 132_376),
+    // A group waits for an earlier member that lives before it begins anew.
+    (None, 161_093),
+    (None, 164_821),
+    // A learner that was outpaced is not probed with what is gone.
+    (None, 169_378),
+    // Members keep what a learner lacks that is about to be one of them.
+    (None, 137_390),
+    // What is sent again waits for no echo.
+    (None, 115_504),
+    // The checker: a learner that begins anew has executed nothing.
+    (None, 108_842),
+];
+
+#[test]
+fn seeds_that_once_failed_pass() {
+    for (worlds, seed) in ONCE_FAILED {
+        let outcome = run_seed(worlds, Safeguards::default(), seed, false);
+        assert_eq!(outcome.failure, None, "{}", replay_command(worlds, seed));
+    }
+}
+
+/// What is staged so that one rule is missed must pass with all of them.
 #[test]
 fn staged_worlds_pass_with_every_rule() {
     for (name, worlds) in Worlds::ALL {

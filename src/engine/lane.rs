@@ -121,6 +121,11 @@ impl Lane {
         Some(now.since(sent))
     }
 
+    /// Entries were lost on the way, perhaps with the number that was to be echoed: what is sent again waits for no echo.
+    pub(super) fn on_missed(&mut self) {
+        (self.under_way, self.timed) = (None, None);
+    }
+
     /// A bundle number came; the newest one is echoed.
     pub(super) fn on_bundle(&mut self, number: u32) {
         let newer = |old: u32| number.wrapping_sub(old) < u32::MAX / 2;
@@ -261,6 +266,9 @@ mod tests {
         assert!(lane.open(at(2), &rtt));
         lane.end_bundle(at(2), 2);
         assert!(!lane.open(at(3), &rtt) && lane.open(at(4), &rtt), "an echo that is overdue opens the lane");
+        lane.on_missed();
+        assert!(lane.open(at(3), &rtt), "and so does the word that one was lost");
+        lane.end_bundle(at(3), 3);
         lane.gathered = GATHER_BYTES;
         assert!(lane.open(at(3), &rtt));
     }

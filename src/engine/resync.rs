@@ -320,7 +320,10 @@ impl<A: CallApp> Shard<A> {
     /// Puts a whole snapshot under what the learner has kept.
     fn restore(&mut self, index: usize, bytes: &[u8]) {
         let limits = self.config.limits;
-        let Some(seat) = &mut self.slots[index].seat else { return };
+        // It may have begun anew meanwhile.
+        let Some(seat) = self.slots[index].seat.as_mut().filter(|s| s.log.wants_snapshot().is_some()) else {
+            return;
+        };
         let restored = SnapshotHead::read(bytes).and_then(|(head, table)| {
             let table = CallTable::restore(&self.app, limits, table).ok()?;
             (table.slot() == seat.log.slot()).then_some((head, table))

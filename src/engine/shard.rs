@@ -458,9 +458,12 @@ impl<A: CallApp> Shard<A> {
             Frame::Nak(nak) => {
                 self.counts.naks += 1;
                 let rtt = self.rtts[lane];
-                self.tell_owner(lane, nak.slot.get(), |owner, node, boot| {
+                let missed = self.tell_owner(lane, nak.slot.get(), |owner, node, boot| {
                     owner.on_nak(now.mono, node, boot, nak, &rtt)
                 });
+                if missed == Some(true) {
+                    self.lanes[lane].on_missed();
+                }
             }
             Frame::Outputs(header, outputs) => {
                 let taken = self.tell_owner(lane, header.slot.get(), |owner, node, boot| {

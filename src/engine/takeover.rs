@@ -15,6 +15,7 @@ use crate::proto::owner::recovery::{Recovery, Verdict};
 use crate::types::{Nanos, NodeId, Now, Position, Slot, Term};
 use crate::wire::frame::{self, ALL_SLOTS, Frame};
 use std::sync::Arc;
+use zerocopy::FromZeros;
 
 /// After how much quiet members are told what has been released and is stable.
 pub(super) const TELL_AFTER: Nanos = Nanos::from_millis(250);
@@ -224,12 +225,28 @@ impl<A: CallApp> Shard<A> {
             if usize::from(slot.0) % addresses != usize::from(seal.address.get()) {
                 continue;
             }
+            self.tell_of_missed_seats(lane, index, seal.term.get());
             let Some(seat) = &mut self.slots[index].seat else { continue };
             let deadline = seat.table.next_deadline().unwrap_or(Nanos::MAX);
             match seat.log.on_seal(Term(seal.term.get()), deadline) {
                 Ok(sealed) => self.lanes[lane].packer.frame(&Frame::Sealed(&sealed)),
                 Err(_) => self.counts.drop_term += 1,
             }
+        }
+    }
+
+    /// What this node was by maps that it never saw it never will be, and what it has left it is no more: nobody must wait
+    /// for what it has to tell as that member.
+    fn tell_of_missed_seats(&mut self, lane: usize, index: usize, term: u32) {
+        let (me, boot, slot) = (self.config.me, self.config.boot, self.slot_at(index));
+        let seat = self.slots[index].seat.as_ref().map(|seat| seat.log.join());
+        let mut past = self.map.group(slot).past.iter().flatten();
+        if past.any(|m| (m.node, m.boot) == (me, boot) && seat.is_none_or(|seat| m.join > seat)) {
+            // Later than as any of those.
+            let join = (self.map.version + 1).into();
+            let (slot, term, last_term) = (slot.0.into(), term.into(), frame::LOST.into());
+            let sealed = frame::Sealed { slot, term, join, last_term, ..frame::Sealed::new_zeroed() };
+            self.lanes[lane].packer.frame(&Frame::Sealed(&sealed));
         }
     }
 

@@ -175,6 +175,11 @@ impl Checker {
         self.slots.iter_mut().for_each(|history| history.restored(life, trail));
     }
 
+    /// In the end a member of a slot has executed nothing: what it may have executed before, it has dropped.
+    pub fn is_blank(&mut self, life: Life, slot: u16) {
+        self.slots[usize::from(slot)].forgets(life);
+    }
+
     /// How many logs a slot may have had that went different ways: one for each owner, and for each new beginning.
     fn terms_of(&self, slot: u16) -> usize {
         self.newest().map_or(1, |map| (map.owner(Slot(slot)).term.0.max(1) + map.lossy) as usize)

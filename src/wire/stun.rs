@@ -167,6 +167,8 @@ pub struct Check<'a> {
     username: (&'a [u8], &'a [u8]),
     /// Whether it nominates the pair it was sent on.
     pub nominates: bool,
+    /// The priority of that pair's candidate, as the sender sees it (RFC 8445 section 7.1.1); 0 if it does not say.
+    pub priority: u32,
     /// Whether its sender takes itself to be controlled.
     pub controlled: bool,
     unknown: ([u16; MAX_UNKNOWN], usize),
@@ -195,6 +197,7 @@ impl<'a> Check<'a> {
             message,
             username: (b"", b""),
             nominates: false,
+            priority: 0,
             controlled: false,
             unknown: ([0; MAX_UNKNOWN], 0),
         };
@@ -206,6 +209,7 @@ impl<'a> Check<'a> {
                     check.username = (&value[..colon], &value[colon + 1..]);
                 }
                 attribute::USE_CANDIDATE => check.nominates = true,
+                attribute::PRIORITY => check.priority = value.try_into().map_or(0, u32::from_be_bytes),
                 attribute::ICE_CONTROLLED => check.controlled = true,
                 _ if kind < 0x8000 && !UNDERSTOOD.contains(&kind) => check.mark_unknown(kind),
                 _ => {}

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::line::{Leg, Line, Place};
+use super::nomination::Nominations;
 use super::ports::Reservation;
 use super::relay::{Dropped, Relay};
 use super::{Media, Offer, Side};
@@ -105,18 +106,18 @@ pub(super) struct Agent {
     party: Option<u64>,
     /// By component (media, RTCP): where valid checks came from, the newest last.
     checked: [Vec<Place>; 2],
-    /// By component: the source that was nominated.
-    nominated: [Option<Place>; 2],
+    /// By component: the sources that were nominated.
+    nominated: [Nominations; 2],
 }
 
 impl Agent {
     pub(super) fn new(generation: u32) -> Agent {
-        Agent { generation, party: None, checked: Default::default(), nominated: [None; 2] }
+        Agent { generation, party: None, checked: Default::default(), nominated: Default::default() }
     }
 
     /// Where the side has nominated media, or RTCP (`component` 1), to be.
     pub(super) fn nominated(&self, component: usize) -> Option<Place> {
-        self.nominated.get(component).copied().flatten()
+        self.nominated.get(component).and_then(Nominations::used)
     }
 
     /// Whether a source has proven to be the side's.
@@ -148,8 +149,14 @@ impl Agent {
         met
     }
 
-    /// Takes in the source of a valid check of `party`.
-    fn take(&mut self, component: usize, source: Place, party: u64, nominates: bool) {
+    /// Media has come from a source that the side has proven to be its own. Whether it is to be sent to another from now
+    /// on.
+    pub(super) fn hear(&mut self, source: Place) -> bool {
+        self.nominated[0].hear(source)
+    }
+
+    /// Takes in the source of a valid check of `party`, of what priority it is if it was nominated.
+    fn take(&mut self, component: usize, source: Place, party: u64, (now, nominated): (Nanos, Option<u32>)) {
         if self.party.is_some_and(|known| known != party) {
             self.forget();
         }
@@ -162,26 +169,39 @@ impl Agent {
             }
             checked.push(source);
         }
-        if let Some(nominated) = self.nominated.get_mut(component).filter(|_| nominates) {
-            *nominated = Some(source);
+        if let Some(nominations) = self.nominated.get_mut(component) {
+            nominations.check(now, nominated.map(|priority| (source, priority)));
         }
     }
 }
 
 impl Leg {
-    /// Takes in a valid check that came from `source`. Media goes where the side has nominated it to go, the last time
-    /// counts: that is how it says that its address is another; until then where the first check came from, if nothing
-    /// else has come yet.
-    fn checked(&mut self, component: usize, source: Place, party: u64, nominates: bool) {
+    /// Takes in a valid check that came from `source`. Media goes where the side has nominated it to go (see
+    /// [`Nominations`]); until then where the first check came from, if nothing else has come yet.
+    fn checked(&mut self, component: usize, source: Place, party: u64, said: (Nanos, Option<u32>)) {
         let Some(agent) = &mut self.ice else { return };
-        agent.take(component, source, party, nominates);
-        let first = self.latch.media.port == 0 && agent.nominated(0).is_none();
-        if component == 0 && (nominates || first) {
-            if self.latch.media.ip != source.ip {
-                self.latch.rtcp = 0;
-            }
-            (self.latch.media, self.latch.settled, self.latch.pinned) = (source, true, false);
+        let before = agent.nominated(0);
+        agent.take(component, source, party, said);
+        let now = agent.nominated(0);
+        if now != before || component == 0 && now == Some(source) && said.1.is_some() {
+            self.follow_nomination();
+        } else if component == 0 && now.is_none() && self.latch.media.port == 0 {
+            self.follow(source);
         }
+    }
+
+    /// Media goes where the side's agent has nominated it to go.
+    pub(super) fn follow_nomination(&mut self) {
+        if let Some(place) = self.ice.as_ref().and_then(|agent| agent.nominated(0)) {
+            self.follow(place);
+        }
+    }
+
+    fn follow(&mut self, place: Place) {
+        if self.latch.media.ip != place.ip {
+            self.latch.rtcp = 0;
+        }
+        (self.latch.media, self.latch.settled, self.latch.pinned) = (place, true, false);
     }
 }
 
@@ -213,7 +233,8 @@ impl Media {
             let party = xxh3_64(check.asker());
             if terms.ends[from].ice().map_or(!terms.live, |theirs| theirs.party == party) {
                 leg.last = leg.last.max(now.0);
-                leg.checked(usize::from(port & 1), source.into(), party, check.nominates);
+                let nominated = check.nominates.then_some(check.priority);
+                leg.checked(usize::from(port & 1), source.into(), party, (now, nominated));
             }
             Outcome::Success(source.into())
         };
@@ -336,13 +357,13 @@ mod tests {
         let at = |port: u16| Place { ip: [1; 16], port };
         let mut agent = Agent::new(3);
         for port in 1..=6 {
-            agent.take(0, at(port), 9, port == 1);
-            agent.take(0, at(port), 9, false);
+            agent.take(0, at(port), 9, (Nanos::ZERO, (port == 1).then_some(1)));
+            agent.take(0, at(port), 9, (Nanos::ZERO, None));
         }
         assert_eq!(agent.checked[0], [at(3), at(4), at(5), at(6)]);
         assert!(agent.knows(0, at(1)), "nominated");
         assert!(!agent.knows(0, at(2)) && !agent.knows(1, at(6)));
-        agent.take(1, at(2), 8, false);
+        agent.take(1, at(2), 8, (Nanos::ZERO, None));
         assert_eq!((agent.nominated(0), agent.knows(0, at(6)), agent.knows(1, at(2))), (None, false, true));
         assert_eq!(agent.generation, 3);
     }

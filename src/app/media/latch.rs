@@ -27,9 +27,13 @@ impl Leg {
     pub(super) fn believes(&mut self, end: &End, offered: Option<&End>, arrival: &Arrival<'_>) -> bool {
         let source = arrival.source.into();
         let offers = offered.is_some_and(|end| end.media == source);
-        if let Some(agent) = self.ice.as_ref().filter(|agent| agent.nominated(0).is_some()) {
+        if let Some(agent) = self.ice.as_mut().filter(|agent| agent.nominated(0).is_some()) {
             // All that it checked is its own (RFC 8445 section 12.1).
-            agent.knows(0, source) || offers
+            let known = agent.knows(0, source);
+            if known && agent.hear(source) {
+                self.follow_nomination();
+            }
+            known || offers
         } else if source == end.media {
             (self.latch.media, self.latch.settled, self.latch.pinned) = (source, true, true);
             true

@@ -40,6 +40,7 @@ mod latch;
 mod line;
 mod mos;
 mod negotiate;
+mod nomination;
 mod ports;
 mod relay;
 mod stream;

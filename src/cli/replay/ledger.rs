@@ -36,8 +36,8 @@ pub(crate) enum Found {
     First(Sent),
     /// The very answer that came to this datagram before, and when that was.
     Copy(Sent, Nanos),
-    /// Another answer although all datagrams with these bytes have one; the newest of them.
-    Again(Sent),
+    /// Another answer although all datagrams with these bytes have one; the newest of them, and when that was answered.
+    Again(Sent, Nanos),
     /// No datagram with these bytes was sent, at least not lately.
     Never,
 }
@@ -123,7 +123,7 @@ impl Ledger {
             return Found::Copy(item.sent, item.answered);
         }
         let Some(item) = self.items.get_mut(at) else { return Found::Never };
-        let Some(number) = chain.open else { return Found::Again(item.sent) };
+        let Some(number) = chain.open else { return Found::Again(item.sent, item.answered) };
         (item.answered, item.stamp) = (now, stamp);
         chain.open = next_of(number, item);
         self.open -= 1;
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(ledger.answer(7, 3, NOW), Found::First(sent(7, 3)));
         assert_eq!(ledger.answer(7, 1, NOW), Found::Copy(sent(7, 1), NOW), "and once more, later");
         assert_eq!(ledger.answer(7, 4, NOW), Found::First(sent(7, 4)));
-        assert_eq!(ledger.answer(7, 5, NOW), Found::Again(sent(7, 4)));
+        assert_eq!(ledger.answer(7, 5, NOW), Found::Again(sent(7, 4), NOW));
         assert_eq!(ledger.answer(7, 3, NOW), Found::Copy(sent(7, 3), NOW));
         assert_eq!(ledger.answer(9, 1, NOW), Found::Never);
         assert_eq!(ledger.open(), 1);
@@ -204,7 +204,7 @@ mod tests {
         ledger.add(sent(7, 2));
         assert_eq!(ledger.answer(7, 0, NOW), Found::First(sent(7, 1)));
         assert_eq!(ledger.answer(7, 0, NOW), Found::First(sent(7, 2)));
-        assert_eq!(ledger.answer(7, 0, NOW), Found::Again(sent(7, 2)));
+        assert_eq!(ledger.answer(7, 0, NOW), Found::Again(sent(7, 2), NOW));
         let mut gone = Vec::new();
         ledger.forget(Nanos::MAX, |item, fate| gone.push((item.order, fate)));
         assert_eq!(gone, [(1, Fate::Unstamped), (2, Fate::Unstamped)]);

@@ -42,7 +42,7 @@ pub(crate) use plan::mix32;
 pub use plan::{MAX_PAYLOAD, NothingToReplay, Plan, Template};
 pub use runner::{Control, Live, Options, RunError, Runner, TICK};
 pub use schedule::{Pace, SHORTEST_CYCLE, Schedule};
-pub use tally::{Counts, Expect, REMEMBER, Tally, key};
+pub use tally::{Counts, Expect, REMEMBER, Repeat, Tally, key};
 pub use traffic::{Packet, Shape, Traffic};
 pub use window::Window;
 

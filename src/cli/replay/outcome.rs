@@ -4,14 +4,14 @@ use std::fmt::{self, Write as _};
 
 use hdrhistogram::Histogram;
 
-use super::tally::{Counts, Tally, percentiles};
+use super::tally::{Counts, Repeat, Tally, percentiles};
 use super::traffic::Traffic;
 use super::window::Window;
 use crate::cli::report::{Kill, Latency, Report};
 use crate::types::{Nanos, NodeId};
 
 /// Duplicates whose delay is printed.
-const NAMED_COPIES: usize = 4;
+const NAMED_REPEATS: usize = 4;
 /// How many flows the summary names.
 const NAMED_FLOWS: usize = 5;
 
@@ -30,8 +30,8 @@ pub struct Outcome {
     pub replies_by_node: Vec<(NodeId, u64)>,
     /// What was marked.
     pub windows: Vec<Window>,
-    /// The first answers that came again without an excuse: when first, and when again.
-    pub copies: Vec<[Nanos; 2]>,
+    /// The first answers that came again without an excuse.
+    pub repeats: Vec<Repeat>,
     /// Datagrams the system did not take (not in `counts.sent`).
     pub unsent: u64,
     /// Port-unreachable and other errors that the sockets reported.
@@ -58,7 +58,7 @@ impl Outcome {
             gaps: gaps.into_iter().map(|(kind, gap)| (traffic.kind_name(kind), *gap)).collect(),
             replies_by_node: tally.replies_by_node(),
             windows: tally.windows().to_vec(),
-            copies: tally.copies().to_vec(),
+            repeats: tally.repeats().to_vec(),
             unsent,
             refused,
             elapsed,
@@ -136,8 +136,14 @@ impl fmt::Display for Outcome {
             writeln!(f, "unaccepted  {:>12}  lost on the wire while no owner was there", counts.unaccepted)?;
         }
         writeln!(f, "duplicated  {:>12}", counts.duplicated)?;
-        for [first, again] in self.copies.iter().take(NAMED_COPIES) {
-            writeln!(f, "{:<11} {:>12.3}  ms after its first", "", again.since(*first).as_millis_f64())?;
+        for repeat in self.repeats.iter().take(NAMED_REPEATS) {
+            let [first, sent] = [repeat.first, repeat.sent].map(|at| repeat.again.since(at).as_millis_f64());
+            let what = if repeat.differs { ", and says something else: it was executed twice" } else { "" };
+            writeln!(
+                f,
+                "{:<11} {first:>12.3}  ms after its first, {sent:.3} ms after it was sent{what}",
+                ""
+            )?;
         }
         if counts.doubled_allowed > 0 {
             writeln!(f, "doubled     {:>12}  answers of an owner's last moment", counts.doubled_allowed)?;

@@ -76,12 +76,25 @@ pub struct Tally {
     faults: Faults,
     /// Answers of each node, and when the last came; the last place is for ids no node can have.
     nodes: Vec<(u64, Nanos)>,
-    /// See [`Tally::copies`].
-    copies: Vec<[Nanos; 2]>,
+    /// See [`Tally::repeats`].
+    repeats: Vec<Repeat>,
 }
 
 /// So many of the answers that came again are remembered one by one.
-const MOST_COPIES: usize = 16;
+const MOST_REPEATS: usize = 16;
+
+/// An answer to a datagram that had one.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Repeat {
+    /// When the datagram was sent, answered, and answered again.
+    pub sent: Nanos,
+    /// See `sent`.
+    pub first: Nanos,
+    /// See `sent`.
+    pub again: Nanos,
+    /// It says something else: the datagram was executed twice.
+    pub differs: bool,
+}
 
 /// The key under which a datagram's answer is found: its bytes and the socket it comes back to.
 pub fn key(bytes: &[u8], socket: u32) -> u64 {
@@ -131,7 +144,7 @@ impl Tally {
             windows: Vec::new(),
             faults: Faults::default(),
             nodes: vec![(0, Nanos::ZERO); usize::from(NodeId::MAX) + 2],
-            copies: Vec::new(),
+            repeats: Vec::new(),
         }
     }
 
@@ -159,12 +172,13 @@ impl Tally {
                 self.counts.corrupted += 1;
                 return;
             }
-            Found::First(_) | Found::Copy(..) | Found::Again(_) => self.faults.on_arrival(now),
+            Found::First(_) | Found::Copy(..) | Found::Again(..) => self.faults.on_arrival(now),
         }
         match found {
             Found::First(sent) => self.on_first(&sent, trailer, now),
             Found::Copy(sent, first) => self.on_copy(sent.at, first, now),
-            Found::Again(sent) => {
+            Found::Again(sent, first) => {
+                self.note_repeat(Repeat { sent: sent.at, first, again: now, differs: true });
                 self.on_duplicate(now);
                 // Executed once more than it was sent: that is no jump of the count.
                 if let Some(trailer) = trailer {
@@ -216,7 +230,7 @@ impl Tally {
             Some(Found::First(sent)) => Found::First(sent),
             _ => match self.ledger.answer(key(reply, socket), 0, now) {
                 Found::First(sent) => Found::First(sent),
-                Found::Copy(..) | Found::Again(_) | Found::Never => Found::Never,
+                Found::Copy(..) | Found::Again(..) | Found::Never => Found::Never,
             },
         }
     }
@@ -224,14 +238,18 @@ impl Tally {
     /// The very answer that came at `first`, to a datagram sent at `sent`, came again.
     fn on_copy(&mut self, sent: Nanos, first: Nanos, now: Nanos) {
         let Some(window) = self.faults.excuse_copy(sent, first, now) else {
-            if self.copies.len() < MOST_COPIES {
-                self.copies.push([first, now]);
-            }
+            self.note_repeat(Repeat { sent, first, again: now, differs: false });
             return self.on_duplicate(now);
         };
         self.counts.doubled_allowed += 1;
         if let Some(window) = window.and_then(|number| self.windows.get_mut(number)) {
             window.doubled_allowed += 1;
+        }
+    }
+
+    fn note_repeat(&mut self, repeat: Repeat) {
+        if self.repeats.len() < MOST_REPEATS {
+            self.repeats.push(repeat);
         }
     }
 
@@ -272,9 +290,9 @@ impl Tally {
         self.nodes.iter().map(|(_, last)| *last).max()
     }
 
-    /// The first answers that came again without an excuse: when first, and when again.
-    pub fn copies(&self) -> &[[Nanos; 2]] {
-        &self.copies
+    /// The first answers that came again without an excuse.
+    pub fn repeats(&self) -> &[Repeat] {
+        &self.repeats
     }
 
     /// Nobody marks anything: the `expected` worst silences of all answers are taken for deaths of an owner.

@@ -565,3 +565,27 @@ fn what_was_recovered_is_released_only_with_an_entry_of_the_new_owners_term() {
         "without the rule a client is answered, and then forgotten"
     );
 }
+
+#[test]
+fn nobody_waits_for_what_a_node_was_by_maps_it_never_saw() {
+    for has_seat in [true, false] {
+        let mut cluster = Cluster::new(3, |_| {});
+        (0..16u8).for_each(|call| cluster.send(&[call]).unwrap());
+        cluster.settle();
+        cut(&mut cluster, 1);
+        let mut map = moved(&map_of(&cluster, 2), 2);
+        map.version += 4;
+        for group in &mut map.groups {
+            let third = *group.member(NodeId(3)).unwrap();
+            group.members.retain(|m| m.node != NodeId(3));
+            group.past = vec![vec![MapMember { join: map.version - 2, ..third }]];
+        }
+        if !has_seat {
+            cluster.shards[2].slots.iter_mut().for_each(|slot| slot.seat = None);
+        }
+        cluster.agree(&map);
+        cluster.pass(Nanos::from_millis(20));
+        let stats = cluster.shards[1].stats();
+        assert_eq!((stats.slots_recovering, stats.lossy_recoveries), (0, 16), "has a seat: {has_seat}");
+    }
+}

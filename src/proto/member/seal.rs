@@ -4,7 +4,7 @@
 
 use super::{Machine, Member, Refused};
 use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Term};
-use crate::wire::frame::{self, LOST, START_LEARN, START_RESET};
+use crate::wire::frame::{self, LOST, START_ANEW, START_LEARN};
 
 impl Member {
     /// Promises to follow nothing below `term` and tells what is held; `deadline` is the slot's next timer.
@@ -63,6 +63,12 @@ impl Member {
         if start.join.get() != self.join {
             return Err(Refused::Join);
         }
+        if flags & START_ANEW != 0 && (self.lost || self.learning) && term > self.term {
+            machine.reset();
+            *self = self.fresh();
+            self.install(term, owner);
+            return Ok(());
+        }
         if self.lost {
             return Err(Refused::Lost);
         }
@@ -71,11 +77,6 @@ impl Member {
         }
         if term == self.term {
             return self.follow(term.0, owner);
-        }
-        if flags & START_RESET != 0 {
-            machine.reset();
-            *self = Member { lost: true, promised: term, ..self.fresh() };
-            return Err(Refused::Lost);
         }
         if self.learning || start.tail.get() != self.held().0 {
             return Err(Refused::Behind);

@@ -3,7 +3,7 @@
 use super::{Kept, Machine, Member, Refused, SnapshotHead};
 use crate::proto::Safeguards;
 use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Slot, Term};
-use crate::wire::frame::{LOST, START_LEARN, START_RESET, Segment, Start};
+use crate::wire::frame::{LOST, START_ANEW, START_LEARN, Segment, Start};
 use crate::wire::record::{Entry, EntryKind};
 use zerocopy::FromZeros;
 
@@ -73,14 +73,20 @@ fn a_promise_freezes_the_log_until_the_new_owner_goes_on_from_it() {
 }
 
 #[test]
-fn a_log_that_conflicts_is_dropped_and_counts_for_nothing() {
-    let (mut member, mut machine) = (member(), Counter::default());
-    member.on_start(&start(1, 0, 0), OWNER, &mut machine).unwrap();
-    take(&mut member, &mut machine, 1, 1, 4).unwrap();
-    assert_eq!(member.on_start(&start(2, 9, START_RESET), OWNER, &mut machine), Err(Refused::Lost));
-    assert_eq!((machine.0, member.is_lost()), (0, true));
-    assert_eq!(member.on_seal(Term(3), Nanos::MAX).unwrap().last_term.get(), LOST);
-    assert_eq!(member.on_start(&start(3, 0, 0), OWNER, &mut machine), Err(Refused::Lost));
+fn who_has_nothing_to_tell_begins_anew_where_it_is_told_so_and_nobody_else_does() {
+    let (mut learner, mut machine) = (member(), Counter::default());
+    learner.on_start(&start(2, 10, START_LEARN), OWNER, &mut machine).unwrap();
+    take(&mut learner, &mut machine, 2, 11, 14).unwrap();
+    assert_eq!(learner.on_seal(Term(3), Nanos::MAX).unwrap().last_term.get(), LOST);
+    assert_eq!(learner.on_start(&start(3, 0, 0), OWNER, &mut machine), Err(Refused::Behind));
+    learner.on_start(&start(3, 0, START_ANEW), OWNER, &mut machine).unwrap();
+    assert_eq!((learner.held(), learner.wants_snapshot(), machine.0), (Position(0), None, 0));
+    take(&mut learner, &mut machine, 3, 1, 2).unwrap();
+    learner.on_start(&start(3, 0, START_ANEW), OWNER, &mut machine).unwrap();
+    assert_eq!((learner.held(), machine.0), (Position(2), 2), "a repeated one changes nothing");
+    learner.on_seal(Term(4), Nanos::MAX).unwrap();
+    assert_eq!(learner.on_start(&start(4, 0, START_ANEW), OWNER, &mut machine), Err(Refused::Behind));
+    assert_eq!(machine.0, 2, "it holds something: that is not dropped");
 }
 
 #[test]

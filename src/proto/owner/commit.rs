@@ -71,19 +71,19 @@ impl Owner {
         }
     }
 
-    /// Drops the entries that every member holds, and every learner that is being waited for. A learner that was
-    /// promoted may still lack what was stable without it. Returns whether `stable` grew.
+    /// Drops the entries that every member holds, and every learner that is being waited for: who is promoted lacks
+    /// nothing that others have dropped. Returns whether `stable` grew.
     pub(super) fn update_stable(&mut self) -> bool {
         let before = self.stable;
-        if let Some(stable) = self.followers.iter().filter(|f| f.counted()).map(|f| f.held).min() {
+        let waited_for = |f: &&Follower| f.counted() || f.learner && !f.lost && !f.outpaced;
+        let held = self.followers.iter().filter(waited_for).map(|f| f.held).min();
+        if let Some(stable) = held.filter(|_| self.followers.iter().any(Follower::counted)) {
             self.stable = self.stable.max(stable);
         }
-        let waited_for = self.followers.iter().filter(|f| !f.lost && !f.outpaced).map(|f| f.held);
-        let keep_from = waited_for.min().map_or(self.stable, |held| held.min(self.stable)).next();
-        if let Some(term) = self.term_at(keep_from.prev().min(self.tail())) {
+        if let Some(term) = self.term_at(self.stable.min(self.tail())) {
             self.before = term;
         }
-        self.log.release_to(keep_from.0);
+        self.log.release_to(self.stable.next().0);
         self.stable > before
     }
 

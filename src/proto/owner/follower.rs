@@ -44,8 +44,8 @@ pub struct Follower {
     pub(super) outpaced: bool,
     /// Where it stands in this term's log, once it has answered the seal: the tail of its Start.
     pub(super) place: Option<Position>,
-    /// Its Start tells it to drop what it has.
-    pub(super) reset: bool,
+    /// Its Start tells it to begin with the first entry, whatever it was before.
+    pub(super) anew: bool,
     /// Not suspected. Only trusted members become master, and only they are sent anything.
     pub trusted: bool,
     /// It has installed the term.
@@ -98,7 +98,7 @@ impl Follower {
             lost: false,
             outpaced: false,
             place: None,
-            reset: false,
+            anew: false,
             trusted: false,
             started: false,
             sent: Position(0),
@@ -142,7 +142,7 @@ impl Follower {
     pub fn wants(&self, tail: Position) -> bool {
         let told = self.tell || self.tell_in_passing;
         let owed = self.wants_entries(tail) || self.probe || told || self.emit;
-        self.trusted && self.reset || self.eligible() && owed
+        self.eligible() && owed
     }
 
     /// Whether there are entries for it.
@@ -157,7 +157,7 @@ impl Follower {
 
     /// Whether it is to get something at once, whatever the others do.
     pub fn presses(&self) -> bool {
-        self.reset || self.probe || self.tell || self.emit || !self.started
+        self.probe || self.tell || self.emit || !self.started
     }
 
     pub(super) fn remember(&mut self, checkpoint: (Position, u64)) {
@@ -192,7 +192,11 @@ impl Owner {
         if !self.followers[index].wants(tail) {
             return false;
         }
-        if self.followers[index].learner && self.followers[index].sent.next().0 < self.log.first() {
+        let follower = &mut self.followers[index];
+        if std::mem::take(&mut follower.probe) && follower.sent == tail && follower.held < tail {
+            follower.sent = tail.prev().max(follower.held);
+        }
+        if follower.learner && follower.sent.next().0 < self.log.first() {
             self.teach(index);
         }
         if !self.followers[index].started && !self.write_start(index, now, sink) {
@@ -203,9 +207,6 @@ impl Owner {
             let first = self.outputs.next().into();
             let emit = frame::Emit { slot: self.slot.0.into(), term: self.term.0.into(), first };
             sink.frame(&Frame::Emit(&emit));
-        }
-        if std::mem::take(&mut follower.probe) && follower.sent == tail && follower.held < tail {
-            follower.sent = tail.prev().max(follower.held);
         }
         if follower.held >= follower.sent {
             follower.sent_at = now;
@@ -231,7 +232,7 @@ impl Owner {
         let sent = remote().next()?.sent;
         // What a learner was outpaced by is not kept: it begins anew.
         let kept = sent.next().0 >= self.log.first();
-        let alike = |f: &Follower| kept && f.sent == sent && f.started && !f.probe && !f.emit && !f.reset;
+        let alike = |f: &Follower| kept && f.sent == sent && f.started && !f.probe && !f.emit;
         let mut set = NodeSet::EMPTY;
         remote().for_each(|f| set.insert(f.node));
         (sent < self.tail() && remote().count() > 1 && remote().all(alike)).then_some(set)
@@ -302,9 +303,9 @@ impl Owner {
             return false;
         };
         let learn = if follower.learner { frame::START_LEARN } else { 0 };
-        let reset = if std::mem::take(&mut follower.reset) { frame::START_RESET } else { 0 };
-        let (join, flags) = (follower.join.into(), (learn | reset).into());
+        let anew = if follower.anew { frame::START_ANEW } else { 0 };
+        let (join, flags) = (follower.join.into(), (learn | anew).into());
         sink.frame(&Frame::Start(&frame::Start { slot, flags, term, join, tail: tail.0.into() }));
-        reset == 0
+        true
     }
 }

@@ -66,25 +66,30 @@ impl Owner {
         follower.tell = true;
     }
 
-    /// A member has answered this term's seal. One that stands within the log goes on from there; one that went on
-    /// without the others drops what it has, and has to be brought in again.
+    /// A member has answered this term's seal. One that stands within the log goes on from there, and one that has
+    /// dropped what it held with the first entry, if that is still kept; one that went on without the
+    /// others, or lacks what is not kept any more, has to be brought in again. Until then it keeps what it has: should all
+    /// others die, that is the best that is left.
     pub fn on_sealed(&mut self, node: NodeId, boot: Boot, sealed: &frame::Sealed) -> Result<(), Stale> {
         let index = self.current(node, boot, sealed.term.get(), sealed.join.get())?;
         if self.followers[index].place.is_some() || self.followers[index].learner {
             return Ok(());
         }
         let (held, last_term) = (Position(sealed.held.get()), Term(sealed.last_term.get()));
-        let empty = held == Position(0) && self.log.first() == 1 && last_term != Term(LOST);
-        let within = empty || self.term_at(held) == Some(last_term);
+        let lost = last_term == Term(LOST);
+        let anew = lost && self.log.first() == 1;
+        let held = if anew { Position(0) } else { held };
+        let empty = held == Position(0) && self.log.first() == 1;
+        let within = empty || !lost && self.term_at(held) == Some(last_term);
         let tail = self.tail();
         let follower = &mut self.followers[index];
         follower.place = Some(held);
         follower.retries = 0;
+        follower.anew = anew;
         if within {
             (follower.sent, follower.held) = (held, held);
             follower.tell = follower.is_behind(tail);
         } else {
-            follower.reset = true;
             self.demotions += 1;
             self.discount(index);
             if self.master == index {

@@ -231,7 +231,7 @@ impl Owner {
         Ordinal(self.released)
     }
 
-    /// Entries up to here are held by every member.
+    /// Entries up to here are held by every member, and every learner that is waited for.
     pub fn stable(&self) -> Position {
         self.stable
     }

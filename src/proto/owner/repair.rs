@@ -17,7 +17,7 @@ const MOST_DOUBLINGS: u8 = 6;
 const HEDGE_CAP: Nanos = Nanos::from_millis(100);
 
 impl Owner {
-    /// A member misses entries from `nak.from` on: they are sent again.
+    /// A member misses entries from `nak.from` on: they are sent again. Whether they are: not if they just were.
     pub fn on_nak(
         &mut self,
         now: Nanos,
@@ -25,13 +25,13 @@ impl Owner {
         boot: Boot,
         nak: &frame::Nak,
         rtt: &Rtt,
-    ) -> Result<(), Stale> {
+    ) -> Result<bool, Stale> {
         let index = self.current(node, boot, nak.term.get(), nak.join.get())?;
         let from = Position(nak.from.get());
         let kept = self.log.first();
         if from.0 < kept && self.followers[index].learner {
             self.teach(index);
-            return Ok(());
+            return Ok(false);
         }
         if from > self.tail().next() || from.0 < kept {
             return Err(Stale::Ahead);
@@ -39,11 +39,12 @@ impl Owner {
         let follower = &mut self.followers[index];
         let (last, at) = follower.last_nak;
         let just_done = last == from && at + Nanos(rtt.smoothed().0 / 2) > now;
-        if from > follower.held && from <= follower.sent && !just_done {
+        let missed = from > follower.held && from <= follower.sent && !just_done;
+        if missed {
             follower.sent = from.prev();
             follower.last_nak = (from, now);
         }
-        Ok(())
+        Ok(missed)
     }
 
     /// When [`Owner::on_timeout`] wants to be called, in monotonic time, because something is late; besides at
@@ -164,11 +165,12 @@ impl Owner {
 
     /// Stops keeping entries for a learner that lags behind everybody. Returns whether there was one.
     pub(super) fn outpace_learner(&mut self) -> bool {
+        let members = self.followers.iter().filter(|f| f.counted()).map(|f| f.held).min();
         let behind = |f: &&mut super::Follower| f.learner && !f.outpaced && !f.lost;
         let Some(learner) = self.followers.iter_mut().filter(behind).min_by_key(|f| f.held) else {
             return false;
         };
-        if learner.held >= self.stable {
+        if members.is_none_or(|members| learner.held >= members) {
             return false;
         }
         learner.outpaced = true;

@@ -111,7 +111,7 @@ fn what_a_promoted_learner_may_lack_is_kept_for_it() {
         ack(&mut owner, 2, position);
     }
     ack(&mut owner, 3, 2);
-    assert_eq!((owner.stable(), owner.log.first()), (Position(3), 3), "the learner lacks entry 3");
+    assert_eq!((owner.stable(), owner.log.first()), (Position(2), 3), "the learner lacks entry 3");
     owner.on_group(&group(&[1, 2, 3], &[]), |node| usize::from(node.0));
     assert_eq!(owner.log.first(), 3, "and is a member all the same");
     owner.on_trust(NodeId(3), None);
@@ -141,6 +141,21 @@ fn a_learner_that_was_not_waited_for_begins_anew_or_counts_for_nothing() {
     promoted.on_group(&group(&[1, 2, 3], &[]), |node| usize::from(node.0));
     assert_eq!(promoted.lost().collect::<Vec<_>>(), [NodeId(3)]);
     assert_eq!(written(&mut promoted, 3).segments, []);
+}
+
+#[test]
+fn a_learner_that_was_sent_all_and_acked_nothing_is_not_probed_with_what_is_gone() {
+    let mut owner = owner(4);
+    for position in 1..=6 {
+        append(&mut owner);
+        drop(written(&mut owner, 3));
+        ack(&mut owner, 1, position);
+        ack(&mut owner, 2, position);
+    }
+    assert!(owner.log.is_empty() && owner.followers()[2].sent == Position(6), "{owner:?}");
+    owner.followers_mut()[2].probe = true;
+    let said = written(&mut owner, 3);
+    assert_eq!((said.starts, said.segments), (vec![(6, frame::START_LEARN)], vec![(7, 0)]));
 }
 
 #[test]
@@ -294,18 +309,45 @@ fn what_a_member_knew_to_be_on_the_wire_outlives_it() {
     assert_eq!((survived.log.next(), survived.released), (5, Ordinal(4)), "but not more than there is");
 }
 
-#[test]
-fn who_has_dropped_everything_is_given_up_and_who_learns_then_begins_with_the_first_entry() {
-    let mut owner = unanswered(8, &group(&[1], &[]));
-    let sealed = frame::Sealed {
+fn sealed(last_term: u32, held: u64) -> frame::Sealed {
+    frame::Sealed {
         term: 1.into(),
         join: 1.into(),
-        last_term: frame::LOST.into(),
+        last_term: last_term.into(),
+        held: held.into(),
         ..frame::Sealed::read_from_bytes(&[0; size_of::<frame::Sealed>()]).unwrap()
-    };
-    owner.on_sealed(NodeId(1), Boot(1), &sealed).unwrap();
+    }
+}
+
+#[test]
+fn who_has_nothing_to_tell_begins_with_the_first_entry_if_that_is_kept() {
+    let mut owner = unanswered(8, &group(&[1], &[]));
+    owner.on_sealed(NodeId(1), Boot(1), &sealed(frame::LOST, 7)).unwrap();
+    assert_eq!(owner.lost().count(), 0);
+    owner.on_trust(NodeId(1), Some(Boot(1)));
+    (0..2).for_each(|_| append(&mut owner));
+    let said = written(&mut owner, 1);
+    assert_eq!((said.starts, said.segments), (vec![(0, frame::START_ANEW)], vec![(1, 2)]));
+    ack(&mut owner, 1, 2);
+    assert_eq!(owner.committed(), Position(2));
+
+    let gone = Survived { log: RecordLog::new(5), before: Term(1), ..Survived::default() };
+    let lane = |node: NodeId| usize::from(node.0);
+    let mut owner = Owner::new(Slot(0), Term(1), owner.config, gone, &group(&[1], &[]), lane);
+    owner.on_sealed(NodeId(1), Boot(1), &sealed(frame::LOST, 7)).unwrap();
+    assert_eq!(owner.lost().collect::<Vec<_>>(), [NodeId(1)]);
+}
+
+#[test]
+fn who_went_on_with_something_else_is_given_up_and_keeps_it_and_who_learns_then_begins_with_the_first_entry()
+{
+    let mut owner = unanswered(8, &group(&[1], &[]));
+    owner.on_sealed(NodeId(1), Boot(1), &sealed(1, 3)).unwrap();
+    owner.on_trust(NodeId(1), Some(Boot(1)));
     assert_eq!(owner.lost().collect::<Vec<_>>(), [NodeId(1)]);
     (0..2).for_each(|_| append(&mut owner));
+    let said = written(&mut owner, 1);
+    assert_eq!((said.starts, said.segments), (vec![], vec![]), "it stays as it was");
     owner.on_group(&group(&[1], &[2]), |node| usize::from(node.0));
     owner.on_trust(NodeId(2), Some(Boot(1)));
     let written = written(&mut owner, 2);

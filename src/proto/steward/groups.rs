@@ -1,8 +1,8 @@
 //! Who is a member of what. A group's home are the nodes that should hold it: drawn by rendezvous hashing (Thaler and
 //! Ravishankar, 1998), so that a node's arrival or death moves only what it must, and spread over hosts.
 
-use super::{Change, Draft, Steward};
-use crate::proto::map::{Group, MAX_MEMBERS, MAX_PAST, MapMember, MapNode, NodeState};
+use super::{Change, Draft, NodeReport, Steward};
+use crate::proto::map::{Group, MAX_MEMBERS, MAX_PAST, MapAddress, MapMember, MapNode, NodeState};
 use crate::types::{Nanos, NodeId, NodeSet};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -73,11 +73,7 @@ impl Steward {
         let mut dropped: Vec<(NodeId, usize, &'static str)> = Vec::new();
         let (mut anew, mut recalled) = (0, 0);
         for at in 0..draft.next.groups.len() {
-            let blocked = draft
-                .map
-                .addresses
-                .iter()
-                .any(|a| draft.report(a.owner).is_some_and(|r| r.blocked.contains(at)));
+            let blocked = owners(draft).any(|r| r.blocked.contains(at));
             let since = &mut self.blocked_since[at];
             *since = blocked.then(|| since.unwrap_or(draft.now));
             let long = since.is_some_and(|since| draft.now.since(since) >= self.config.evict_after);
@@ -107,10 +103,15 @@ impl Steward {
                 if !left.is_empty() {
                     members = left;
                     if all_dead { anew += 1 } else { recalled += 1 }
-                } else if all_dead && self.config.lossy_go {
-                    let fresh = self.fresh_members(draft, at);
-                    anew += usize::from(!fresh.is_empty());
-                    members = if fresh.is_empty() { members } else { fresh };
+                } else if self.config.lossy_go && !may_come_back(draft, at) {
+                    if all_dead {
+                        let fresh = self.fresh_members(draft, at);
+                        anew += usize::from(!fresh.is_empty());
+                        members = if fresh.is_empty() { members } else { fresh };
+                    } else {
+                        // Under the next term who has nothing to tell begins with the first entry.
+                        anew += 1;
+                    }
                 }
             }
             let group = &mut draft.next.groups[at];
@@ -297,6 +298,13 @@ fn left_members(draft: &Draft<'_>, at: usize) -> Vec<MapMember> {
     left
 }
 
+/// Whether a member of an earlier set lives, though it is not there now: what it holds would outlive what others began
+/// without it, in some slots and not in others.
+fn may_come_back(draft: &Draft<'_>, at: usize) -> bool {
+    let mut past = draft.next.groups[at].past.iter().flatten();
+    past.any(|m| draft.next.is_live(m.node, m.boot) && !draft.is_present(m.node))
+}
+
 fn note(counts: &mut Vec<(NodeId, usize)>, node: NodeId) {
     match counts.iter_mut().find(|(known, _)| *known == node) {
         Some((_, count)) => *count += 1,
@@ -310,10 +318,15 @@ fn member(draft: &Draft<'_>, id: NodeId) -> Option<MapMember> {
     Some(MapMember { node: id, host: node.host, boot: node.boot, join: draft.next.version })
 }
 
+/// What owners say of the present map; not those that it is taken from now: their heirs will see for themselves.
+fn owners<'a>(draft: &'a Draft<'_>) -> impl Iterator<Item = &'a NodeReport> {
+    let stay = |a: &&MapAddress| draft.next.addresses.iter().any(|n| (n.owner, n.boot) == (a.owner, a.boot));
+    draft.map.addresses.iter().filter(stay).filter_map(|a| draft.report(a.owner))
+}
+
 /// Whether an owner says that a member of a group does not hold what it should.
 fn is_given_up(draft: &Draft<'_>, at: usize, node: NodeId) -> bool {
-    let mut owners = draft.map.addresses.iter().filter_map(|a| draft.report(a.owner));
-    owners.any(|r| r.lost.iter().any(|(n, groups)| *n == node && groups.contains(at)))
+    owners(draft).any(|r| r.lost.iter().any(|(n, groups)| *n == node && groups.contains(at)))
 }
 
 /// Why a member has to go, if it has.
@@ -336,13 +349,12 @@ fn why_dropped(
         return Some("nobody can commit without it, and it is silent");
     }
     // Only if it is the only one: else the owner is the one that is cut off, and its address moves.
-    let unreached = |r: &super::NodeReport| {
+    let unreached = |r: &NodeReport| {
         let members = draft.next.groups[at].members.iter();
         members.filter(|m| NodeSet::contains(r.unreachable, m.node)).count()
     };
-    let cut = |r: &super::NodeReport| NodeSet::contains(r.unreachable, member.node) && unreached(r) == 1;
-    let mut owners = draft.map.addresses.iter().filter_map(|a| draft.report(a.owner));
-    if blocked && long && owners.any(cut) {
+    let cut = |r: &NodeReport| NodeSet::contains(r.unreachable, member.node) && unreached(r) == 1;
+    if blocked && long && owners(draft).any(cut) {
         return Some("its owner has not reached it for TANDEM_EVICT_AFTER");
     }
     None

@@ -439,3 +439,60 @@ fn a_node_that_was_a_member_learns_nothing_while_what_it_holds_may_be_needed() {
     let changes = site.step().unwrap();
     assert_eq!(changes, [Change::Confirmed(1), Change::Learns(NodeId(3), 1)], "but then");
 }
+
+#[test]
+fn a_group_whose_last_member_has_lost_a_slot_begins_that_slot_anew() {
+    for lossy_go in [true, false] {
+        let mut site = Site::new(&[1, 2, 3], 3);
+        site.settle();
+        site.steward.config.lossy_go = lossy_go;
+        let (owner, version) = (site.map.addresses[0].owner, site.map.version);
+        site.map.groups[0].members.retain(|m| m.node == NodeId(2));
+        let before = site.map.groups[0].clone();
+        let lost = vec![(NodeId(2), GroupSet(1))];
+        let report = NodeReport { map: version, lost, ..NodeReport::default() };
+        site.views.iter_mut().for_each(|view| view.report = None);
+        site.view(owner.0).report = Some(report);
+        let next = site.steward.next(site.now, &site.map, &site.views);
+        let lossy = next.as_ref().is_some_and(|(_, changes)| changes.contains(&Change::Lossy(1)));
+        assert_eq!(lossy, lossy_go, "{next:?}");
+        if let Some((next, _)) = next.filter(|_| lossy) {
+            assert_eq!(next.groups[0].members, before.members, "it stays: its other slots are whole");
+            assert_eq!(next.addresses[0].term.0, site.map.addresses[0].term.0 + 1, "and is asked again");
+        }
+    }
+}
+
+#[test]
+fn what_an_owner_says_is_not_believed_of_slots_that_are_taken_from_it() {
+    let mut site = Site::new(&[1, 2, 3], 3);
+    site.settle();
+    let owner = site.map.addresses[0].owner;
+    let other = if owner == NodeId(2) { NodeId(3) } else { NodeId(2) };
+    let lost = vec![(other, GroupSet::ALL)];
+    let report = NodeReport { map: site.map.version, lost, ..NodeReport::default() };
+    site.view(owner.0).report = Some(report);
+    site.view(owner.0).promises = 2;
+    let (next, changes) = site.steward.next(site.now, &site.map, &site.views).unwrap();
+    assert!(matches!(changes[..], [Change::Moved(..)]), "{changes:?}");
+    assert!(next.groups.iter().all(|g| g.member(other).is_some()), "its heir asks {other} anew");
+}
+
+#[test]
+fn a_group_does_not_begin_anew_while_an_earlier_member_may_come_back() {
+    let mut site = Site::new(&[1, 2, 3], 3);
+    site.settle();
+    let all = site.map.groups[0].members.clone();
+    site.map.groups[0].members.retain(|m| m.node == NodeId(2));
+    site.map.groups[0].past = vec![all.into_iter().filter(|m| m.node == NodeId(3)).collect()];
+    site.view(3).present = false;
+    let begins = |site: &mut Site| {
+        site.views.iter_mut().for_each(|view| view.report = None);
+        site.view(2).heard_boot = Some(Boot(2));
+        let next = site.steward.next(site.now, &site.map, &site.views);
+        next.is_some_and(|(_, changes)| changes.contains(&Change::Lossy(1)))
+    };
+    assert!(!begins(&mut site), "the third holds what the second may have lacked");
+    site.view(3).exited = Some(Boot(1));
+    assert!(begins(&mut site));
+}

@@ -117,9 +117,14 @@ impl History {
     /// A life of a member joins; if it had before, it begins with nothing, and what it had it has no more.
     pub(super) fn joins(&mut self, life: Life, join: u32) {
         let before = self.joins.insert(life, join);
-        if before.is_some_and(|before| before != join)
-            && let Some(at) = self.members.remove(&life)
-        {
+        if before.is_some_and(|before| before != join) {
+            self.forgets(life);
+        }
+    }
+
+    /// What a life had it has no more.
+    pub(super) fn forgets(&mut self, life: Life) {
+        if let Some(at) = self.members.remove(&life) {
             self.former.push((life, at));
         }
     }

@@ -47,6 +47,7 @@ impl World {
         if self.now < self.clients_until + IN_FLIGHT {
             return false;
         }
+        self.note_blank();
         let left = self.unsettled().or_else(|| self.checker.unfinished(&self.connected(), self.given_up()));
         let long = !live || self.rng_is_patient();
         let quiet = if long { QUIET } else { SHORT_QUIET };
@@ -77,6 +78,20 @@ impl World {
             }
         }
         false
+    }
+
+    /// Tells the checker who has executed nothing of a slot in its present life as a member.
+    fn note_blank(&mut self) {
+        for node in self.nodes.iter().filter(|node| node.alive) {
+            for shard in node.loops.iter().map(|l| &l.shard) {
+                let used: Vec<Slot> = shard.digests().iter().map(|d| d.slot).collect();
+                let held =
+                    (0..self.scenario.layout.slots()).map(Slot).filter(|slot| shard.shared(*slot).is_some());
+                for slot in held.filter(|slot| !used.contains(slot)) {
+                    self.checker.is_blank((node.id, node.boot), slot.0);
+                }
+            }
+        }
     }
 
     /// Whether a world in which anybody may die is watched until nothing is kept any more: that takes long.

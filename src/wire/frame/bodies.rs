@@ -3,10 +3,11 @@
 use zerocopy::byteorder::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// [`Start::flags`]: the receiver's log conflicts with what survived; it forgets the slot and counts for nothing.
-pub const START_RESET: u16 = 1;
 /// [`Start::flags`]: the receiver is a learner. It keeps entries behind `tail` until it has a snapshot.
 pub const START_LEARN: u16 = 2;
+/// [`Start::flags`]: the member has dropped what it held before, and nothing before its first entry survives elsewhere: it
+/// begins with the first one.
+pub const START_ANEW: u16 = 4;
 /// [`Sealed::last_term`]: the member has dropped what it held.
 pub const LOST: u32 = u32::MAX;
 /// [`Seal::slot`]: every slot of the address.
@@ -107,7 +108,7 @@ pub struct Emit {
 pub struct Start {
     /// The slot.
     pub slot: U16,
-    /// See [`START_RESET`] and [`START_LEARN`].
+    /// See [`START_LEARN`] and [`START_ANEW`].
     pub flags: U16,
     /// The owner's term.
     pub term: U32,

@@ -207,6 +207,32 @@ fn a_nominated_source_is_where_media_goes_and_comes_from() {
 }
 
 #[test]
+fn of_two_sources_nominated_in_turn_media_keeps_to_the_higher_until_it_comes_from_the_lower() {
+    let (mut stand, caller, callee, told) = browser_calls_phone();
+    let nominates = |priority: u32| {
+        check(
+            &told,
+            "them",
+            &[(attribute::USE_CANDIDATE, b""), (attribute::PRIORITY, &priority.to_be_bytes())],
+        )
+    };
+    let lower = "203.0.113.5:62000";
+    for round in 0..3_u16 {
+        stand.now = stand.now + Nanos::from_secs(5);
+        assert_eq!(stand.check(caller, SEEN, &told.1, &nominates(90)), Ok(stun::SUCCESS));
+        assert_eq!(stand.check(caller, lower, &told.1, &nominates(50)), Ok(stun::SUCCESS));
+        assert_eq!(stand.packet(callee, CALLEE, &rtp(8, round, 2)), Ok((caller, SEEN.into())));
+        assert_eq!(stand.packet(caller, SEEN, &rtp(8, round, 1)), Ok((callee, CALLEE.into())));
+    }
+    let mut stand = stand.restored();
+    for n in 3..8 {
+        assert_eq!(stand.packet(callee, CALLEE, &rtp(8, n, 2)), Ok((caller, SEEN.into())));
+        assert_eq!(stand.packet(caller, lower, &rtp(8, n, 1)), Ok((callee, CALLEE.into())));
+    }
+    assert_eq!(stand.packet(callee, CALLEE, &rtp(8, 9, 2)), Ok((caller, lower.into())));
+}
+
+#[test]
 fn rtcp_has_checks_of_its_own() {
     let (mut stand, caller, callee, told) = browser_calls_phone();
     let control = report(2, 1, 1, 0, 0);
