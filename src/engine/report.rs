@@ -10,6 +10,9 @@ use crate::types::{Nanos, NodeId, Now};
 const LOOK_EVERY: Nanos = Nanos::from_millis(5);
 const LOOK_AT_REST: Nanos = Nanos::from_millis(100);
 
+/// A member that is still one this many times as long after it was given up learns the slot where it is.
+const TAUGHT_AFTER: u64 = 4;
+
 /// A recovery that takes this many times as long as a commit may take will not end without others.
 const SLOW_RECOVERY: u64 = 20;
 
@@ -28,6 +31,8 @@ pub struct ShardReport {
     pub blocked: GroupSet,
     /// Members that the owner here has given up, by group: they must be dropped and brought in again.
     pub lost: Vec<(NodeId, GroupSet)>,
+    /// Groups in which a slot owned here has no member left that counts.
+    pub orphaned: GroupSet,
     /// Slots owned here that are still being recovered.
     pub recovering: u32,
     /// Slots recovered here although no complete commit set was left.
@@ -92,6 +97,9 @@ impl<A: CallApp> Shard<A> {
             () if self.map.version == 0 => Nanos::MAX,
             () => now.mono + LOOK_AT_REST,
         };
+        if !report.lost.is_empty() {
+            self.teach_lost(now);
+        }
         self.standing.report = report;
         if self.standing.is_learning() {
             self.resync.wake(now.mono);
@@ -131,6 +139,20 @@ impl<A: CallApp> Shard<A> {
         recovering.for_each(|(at, _)| report.blocked.insert(self.map.group_of(self.slot_at(at))));
     }
 
+    /// The map has dropped members that were given up long since, if it could.
+    fn teach_lost(&mut self, now: Now) {
+        let patience = Nanos(self.config.blocked_after.0.saturating_mul(TAUGHT_AFTER));
+        for index in 0..self.slots.len() {
+            let owner = self.slots[index].owner.as_ref();
+            if owner.is_some_and(|owner| owner.lost().next().is_some())
+                && self.changing(index, |owner, _, _| owner.teach_lost(now.mono, patience)) == Some(true)
+            {
+                self.enqueue(index);
+                self.arm(index);
+            }
+        }
+    }
+
     fn verdict(&self, recovery: &Recovery) -> Verdict {
         let live = |m: &MapMember| self.map.is_live(m.node, m.boot);
         let group = self.map.group(recovery.slot());
@@ -167,6 +189,9 @@ impl<A: CallApp> Shard<A> {
                 }
                 if owner.is_blocked(now.mono, self.config.blocked_after) {
                     report.blocked.insert(group);
+                }
+                if owner.is_orphaned() {
+                    report.orphaned.insert(group);
                 }
                 for node in owner.lost() {
                     match report.lost.iter_mut().find(|(lost, _)| *lost == node) {

@@ -133,7 +133,10 @@ impl<A: CallApp> Shard<A> {
         for n in (0..self.resync.pulling.len()).rev() {
             let pulling = &self.resync.pulling[n];
             let wanted = self.slots[pulling.index].seat.as_ref().and_then(|s| s.log.wants_snapshot());
-            if wanted.is_none() || pulling.tries > PATIENCE {
+            // Where members learn a slot anew, one that has given nothing yet may be another of them.
+            let learner = self.map.group(self.slot_at(pulling.index)).learner(self.config.me).is_some();
+            let patience = if pulling.total == 0 && !learner { 0 } else { PATIENCE };
+            if wanted.is_none() || pulling.tries > patience {
                 self.resync.pulling.remove(n);
             }
         }
@@ -155,6 +158,7 @@ impl<A: CallApp> Shard<A> {
 
     /// Begins with further slots; whether there are any left to pull.
     fn begin_pulls(&mut self, now: Now) -> bool {
+        let mut waits = false;
         for _ in 0..self.slots.len() {
             let index = self.resync.next % self.slots.len();
             let busy = self.resync.pulling.iter().any(|p| p.index == index);
@@ -176,11 +180,13 @@ impl<A: CallApp> Shard<A> {
                     };
                     self.resync.pulling.push(pulling);
                     self.pull(now, self.resync.pulling.len() - 1);
+                } else {
+                    waits = true;
                 }
             }
             self.resync.next = index + 1;
         }
-        false
+        waits
     }
 
     /// The lane of a member to copy the slot from: one that is trusted, and not master if there is another.

@@ -516,6 +516,9 @@ impl<A: CallApp> Shard<A> {
                 seat.ack_due = true;
                 let gap = seat.log.held().next();
                 seat.nak_due = missing.or(seat.nak_due.filter(|from| *from == gap));
+                if seat.log.wants_snapshot().is_some() {
+                    self.resync.wake(now.mono);
+                }
                 let time = seat.log.last_time();
                 if self.heard_time.is_none_or(|heard| heard.wall < time) {
                     self.heard_time = Some(Now { mono: now.mono, wall: time });

@@ -225,13 +225,15 @@ impl<A: CallApp> Shard<A> {
             if usize::from(slot.0) % addresses != usize::from(seal.address.get()) {
                 continue;
             }
-            self.tell_of_missed_seats(lane, index, seal.term.get());
-            let Some(seat) = &mut self.slots[index].seat else { continue };
-            let deadline = seat.table.next_deadline().unwrap_or(Nanos::MAX);
-            match seat.log.on_seal(Term(seal.term.get()), deadline) {
-                Ok(sealed) => self.lanes[lane].packer.frame(&Frame::Sealed(&sealed)),
-                Err(_) => self.counts.drop_term += 1,
+            if let Some(seat) = &mut self.slots[index].seat {
+                let deadline = seat.table.next_deadline().unwrap_or(Nanos::MAX);
+                let Ok(sealed) = seat.log.on_seal(Term(seal.term.get()), deadline) else {
+                    self.counts.drop_term += 1;
+                    continue;
+                };
+                self.lanes[lane].packer.frame(&Frame::Sealed(&sealed));
             }
+            self.tell_of_missed_seats(lane, index, seal.term.get());
         }
     }
 
@@ -243,7 +245,7 @@ impl<A: CallApp> Shard<A> {
         let mut past = self.map.group(slot).past.iter().flatten();
         if past.any(|m| (m.node, m.boot) == (me, boot) && seat.is_none_or(|seat| m.join > seat)) {
             // Later than as any of those.
-            let join = (self.map.version + 1).into();
+            let join = self.map.version.into();
             let (slot, term, last_term) = (slot.0.into(), term.into(), frame::LOST.into());
             let sealed = frame::Sealed { slot, term, join, last_term, ..frame::Sealed::new_zeroed() };
             self.lanes[lane].packer.frame(&Frame::Sealed(&sealed));
@@ -258,8 +260,9 @@ impl<A: CallApp> Shard<A> {
         };
         let (node, boot) = (self.lanes[lane].node, self.lanes[lane].boot.unwrap_or_default());
         if let Some(recovery) = &mut self.slots[index].recovery {
+            let group = self.map.group(Slot(sealed.slot.get()));
             if recovery.on_sealed(node, boot, sealed) {
-                if recovery.reconsider(self.map.group(Slot(sealed.slot.get()))) {
+                if recovery.reconsider(group) {
                     self.slots[index].ready = false;
                 }
                 self.progress(now, index);

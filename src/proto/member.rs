@@ -65,7 +65,7 @@ pub enum Refused {
     Join,
     /// A Start whose tail is not where this member stands, or a snapshot that does not fit.
     Behind,
-    /// This member's log conflicted with what survived: it counts for nothing until it joins anew.
+    /// Its snapshot did not fit what it had kept: it has dropped both, and counts for nothing until it begins anew.
     Lost,
     /// Entries that do not parse, or whose time goes back.
     Malformed,
@@ -83,7 +83,7 @@ pub struct Member {
     term: Term,
     /// The owner that began it, in which life: a later life has forgotten what it sequenced.
     owner: (NodeId, Boot),
-    /// Its log conflicted with what survived: see [`Refused::Lost`].
+    /// See [`Refused::Lost`].
     lost: bool,
     /// It has entries but not the state before them: see `learn`.
     learning: bool,

@@ -70,6 +70,8 @@ pub struct NodeReport {
     pub blocked: GroupSet,
     /// Members it has given up.
     pub lost: Vec<(NodeId, GroupSet)>,
+    /// Groups in which a slot has no member left that counts.
+    pub orphaned: GroupSet,
     /// Whom it suspects.
     pub unreachable: NodeSet,
     /// It wants to leave and has stopped releasing.
@@ -114,7 +116,8 @@ pub enum Change {
     Confirmed(usize),
     /// So many groups go on with what earlier members have left, or begin anew: all who held them have died.
     Lossy(usize),
-    /// So many groups are given back to earlier members, who hold what the present ones lack.
+    /// So many groups are recovered anew, with earlier members that are there: a slot of each has no member left that
+    /// holds enough.
     Recalled(usize),
     /// Nothing but the version: voters that had promised to renew the lease of this node no more may do so again.
     Freed(NodeId),
@@ -135,7 +138,7 @@ impl fmt::Display for Change {
             Change::Promoted(node, groups) => write!(f, "{node} is a member of {groups} more groups"),
             Change::Freed(node) => write!(f, "{node} is heard again, and may have its lease from all voters"),
             Change::Recalled(groups) => {
-                write!(f, "{groups} groups go back to earlier members: the present ones hold too little")
+                write!(f, "{groups} groups are recovered anew: of some slot no member holds enough")
             }
             Change::Confirmed(groups) => write!(f, "{groups} groups have settled"),
             Change::Lossy(groups) => {

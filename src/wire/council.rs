@@ -29,6 +29,9 @@ pub const LEASE_OK: u16 = 8;
 /// The most members that one report can give up.
 pub const MAX_LOST: usize = 63;
 
+/// [`LostMember::node`]: every member.
+pub const ALL_MEMBERS: u16 = 0;
+
 /// What a node says about itself and others, in every control datagram.
 #[derive(
     FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Copy, Clone, Debug, PartialEq, Eq, Default,
@@ -63,9 +66,9 @@ pub struct Report {
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Copy, Clone, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct LostMember {
-    /// The member's node.
+    /// The member's node, or [`ALL_MEMBERS`].
     pub node: U16,
-    /// The groups (one bit each) in which it was given up.
+    /// The groups (one bit each) in which it was given up; of all members: in which a slot has none left that counts.
     pub groups: U64,
 }
 

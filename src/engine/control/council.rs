@@ -25,7 +25,7 @@ use crate::proto::map::{ClusterMap, MapNode, MapShape, NodeState};
 use crate::proto::steward::{Change, NodeView, Steward, StewardConfig, drain_refused};
 use crate::proto::voter::{Voter, VoterCounters, VoterError};
 use crate::types::{Boot, Nanos, NodeId, NodeSet};
-use crate::wire::council::{DRAINING, LEASE_OK, LostMember};
+use crate::wire::council::{DRAINING, LEASE_OK};
 
 /// Clocks of two machines run at rates that differ by less than this part.
 const DRIFT_PER_CENT: u64 = 2;
@@ -91,7 +91,6 @@ pub(super) struct Council {
     pub(super) draining: bool,
     /// From when on nothing leaves here any more, for an owner that drains.
     stopped_at: Option<Nanos>,
-    lost: Vec<LostMember>,
     /// Since when a promise holds back an owner that is there, and how often that was mended.
     held_back: (Option<Nanos>, u32),
     /// Until when links are looked at between beats.
@@ -158,7 +157,6 @@ impl Council {
             held_until: Nanos::ZERO,
             draining: false,
             stopped_at: None,
-            lost: Vec::new(),
             held_back: (None, 0),
             astir_until: Nanos::ZERO,
             apart_since: None,
@@ -522,7 +520,7 @@ impl Council {
                         exited: None,
                         draining: self.draining,
                         birth: self.config.birth,
-                        report: Some(self.node_report(&mine, &self.lost)),
+                        report: Some(self.node_report(&mine, &self.lost())),
                     };
                 }
                 let at = turn.peers.iter().position(|p| p.node == node);

@@ -59,7 +59,7 @@ impl fmt::Display for ControlEvent {
             ),
             ControlEvent::LossyGroups(times) => write!(
                 f,
-                "LOSSY: groups had lost all their members, {times} so far: calls have been lost (TANDEM_LOSSY=go)"
+                "LOSSY: groups had lost all their members, {times} so far: calls may have been lost (TANDEM_LOSSY=go)"
             ),
             ControlEvent::Stopped(0) => write!(f, "no slot is stopped any more"),
             ControlEvent::Stopped(slots) => write!(

@@ -190,11 +190,16 @@ fn an_old_owner_is_followed_by_nobody_and_a_log_that_went_on_alone_is_dropped() 
     for shard in &mut cluster.shards {
         shard.on_suspects(cluster.now, NodeSet::EMPTY);
     }
-    cluster.pass(Nanos::from_millis(100));
+    cluster.pass(Nanos::from_millis(30));
     assert_eq!(counts(&cluster, 16), (0..16).map(|call| (call, 2)).collect::<Vec<_>>());
     let lost = &cluster.shards[1].report().lost;
     assert_eq!((lost.len(), lost[0].0, lost[0].1.0), (1, NodeId(1), 0xffff), "it must be brought in again");
     assert_eq!(cluster.digests()[1], cluster.digests()[2]);
+    cluster.pass(Nanos::from_millis(300));
+    assert_eq!(cluster.shards[1].report().lost, [], "the map did not drop it: it has learned all slots anew");
+    (0..16u8).for_each(|call| cluster.send_to(2, &packet(0, &[call])).unwrap());
+    cluster.settle();
+    assert_eq!(cluster.digests()[0], cluster.digests()[2]);
 }
 
 #[test]

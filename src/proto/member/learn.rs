@@ -87,7 +87,8 @@ impl Member {
 
     /// Whether a snapshot is wanted, and of which position at least.
     pub fn wants_snapshot(&self) -> Option<Position> {
-        (self.learning && !self.lost).then(|| Position(self.entries.first() - 1))
+        let follows = self.promised == self.term;
+        (self.learning && !self.lost && follows).then(|| Position(self.entries.first() - 1))
     }
 
     /// Where its own snapshot stands; none while it is none to copy from.
@@ -111,7 +112,9 @@ impl Member {
     /// [`Refused::Behind`]: it does not fit what was kept (another term, too early); `machine` must be reset.
     pub fn restore(&mut self, head: &SnapshotHead, machine: &mut impl Machine) -> Result<(), Refused> {
         let early = head.position.next().0 < self.entries.first();
-        if !self.learning || self.lost || head.term != self.term || early {
+        // It has said that it holds nothing: a new owner goes by that.
+        let promised = self.promised != self.term;
+        if !self.learning || self.lost || promised || head.term != self.term || early {
             return Err(Refused::Behind);
         }
         if head.position.next().0 >= self.entries.next() {

@@ -1,6 +1,6 @@
 //! How a member changes owners. It promises the new term, which freezes its log, says what it holds, and goes on
-//! when the owner's `Start` has confirmed the place. A log that went on without the cluster is not mended but dropped:
-//! what was executed cannot be taken back.
+//! when the owner's `Start` has confirmed the place. A log that went on without the cluster is not mended, because what was
+//! executed cannot be taken back: it gets no `Start`, is kept as it is, and is dropped when its holder learns anew.
 
 use super::{Machine, Member, Refused};
 use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Term};
@@ -47,8 +47,7 @@ impl Member {
     /// Installs a term: entries behind `start.tail` are taken from this owner from now on.
     ///
     /// # Errors
-    /// [`Refused`]; [`Refused::Lost`] once, when the owner said that this log conflicts with what survived: its state
-    /// has been dropped.
+    /// [`Refused`].
     pub fn on_start(
         &mut self,
         start: &frame::Start,
@@ -116,7 +115,7 @@ impl Member {
         self.owner
     }
 
-    /// Whether its log was dropped because it conflicted with what survived.
+    /// Whether its log was dropped: see [`Refused::Lost`].
     pub fn is_lost(&self) -> bool {
         self.lost
     }

@@ -2,7 +2,7 @@
 
 use super::follower::Follower;
 use super::{Owner, Stale};
-use crate::types::{Boot, Nanos, NodeId, NodeSet, Position};
+use crate::types::{Boot, Nanos, NodeId, NodeSet, Ordinal, Position};
 use crate::wire::frame;
 
 impl Owner {
@@ -33,6 +33,7 @@ impl Owner {
             follower.executed = executed;
             follower.outputs = ack.outputs.get();
         }
+        self.followers[index].go_on(Ordinal(self.released));
         // A member's outputs travel in front of its ack: what the ack counts and did not come was lost.
         if index == self.master && self.followers[index].outputs > self.outputs.next() {
             self.ask_for_outputs(index, now);
@@ -75,8 +76,7 @@ impl Owner {
     /// nothing that others have dropped. Returns whether `stable` grew.
     pub(super) fn update_stable(&mut self) -> bool {
         let before = self.stable;
-        let waited_for = |f: &&Follower| f.counted() || f.learner && !f.lost && !f.outpaced;
-        let held = self.followers.iter().filter(waited_for).map(|f| f.held).min();
+        let held = self.followers.iter().filter(|f| f.waited_for()).map(|f| f.held).min();
         if let Some(stable) = held.filter(|_| self.followers.iter().any(Follower::counted)) {
             self.stable = self.stable.max(stable);
         }

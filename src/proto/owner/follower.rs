@@ -9,7 +9,7 @@ use crate::wire::frame::{self, FRAME_HEADER_LEN, Frame};
 const BACKLOG_BYTES: usize = 64 * 1024;
 
 /// How many digest checkpoints of a member are remembered for comparison with slower members.
-const CHECKPOINTS: usize = 4;
+pub(super) const CHECKPOINTS: usize = 4;
 
 /// Whether, and how, a member waits to be written for.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -38,9 +38,13 @@ pub struct Follower {
     /// It catches up and counts for nothing.
     pub learner: bool,
     /// A member that fell out of the window, diverged, or went on without the others: it counts for nothing until the
-    /// map has dropped it and brought it back in.
+    /// map has dropped it and brought it back in, or it has learned the slot anew where it is.
     pub lost: bool,
-    /// A learner too far behind to be waited for; it begins anew.
+    /// Since when, as far as that was looked at.
+    pub(super) lost_since: Option<Nanos>,
+    /// A lost member that learns the slot where it is; how many outputs must be on the wire before it counts.
+    pub(super) relearns: Option<u64>,
+    /// It learns, and is too far behind to be waited for: it begins anew.
     pub(super) outpaced: bool,
     /// Where it stands in this term's log, once it has answered the seal: the tail of its Start.
     pub(super) place: Option<Position>,
@@ -96,6 +100,8 @@ impl Follower {
             boot: member.boot,
             learner,
             lost: false,
+            lost_since: None,
+            relearns: None,
             outpaced: false,
             place: None,
             anew: false,
@@ -127,14 +133,29 @@ impl Follower {
         !self.learner && !self.lost
     }
 
+    /// Whether it keeps entries until it has a snapshot to put under them: a learner, or a member that is lost and learns
+    /// the slot where it is.
+    pub fn learns(&self) -> bool {
+        self.learner || self.relearns.is_some()
+    }
+
+    /// Whether entries are kept until it holds them.
+    pub(super) fn waited_for(&self) -> bool {
+        self.counted() || self.learns() && !self.outpaced && !self.given_up()
+    }
+
+    pub(super) fn given_up(&self) -> bool {
+        self.lost && self.relearns.is_none()
+    }
+
     /// Whether it may be master.
     pub fn may_lead(&self) -> bool {
-        self.eligible() && !self.diverged && !self.learner
+        self.eligible() && !self.diverged && !self.learns()
     }
 
     /// Whether it is worth sending to: its state is whole, or becoming so, and it is not suspected.
     pub fn eligible(&self) -> bool {
-        self.trusted && !self.lost
+        self.trusted && !self.given_up()
     }
 
     /// Whether there is anything to write for it, given the log's tail. One that has not answered the seal is asked
@@ -196,7 +217,7 @@ impl Owner {
         if std::mem::take(&mut follower.probe) && follower.sent == tail && follower.held < tail {
             follower.sent = tail.prev().max(follower.held);
         }
-        if follower.learner && follower.sent.next().0 < self.log.first() {
+        if follower.learns() && follower.sent.next().0 < self.log.first() {
             self.teach(index);
         }
         if !self.followers[index].started && !self.write_start(index, now, sink) {
@@ -302,7 +323,7 @@ impl Owner {
             sink.frame(&Frame::Seal(&frame::Seal { address, slot, term }));
             return false;
         };
-        let learn = if follower.learner { frame::START_LEARN } else { 0 };
+        let learn = if follower.learns() { frame::START_LEARN } else { 0 };
         let anew = if follower.anew { frame::START_ANEW } else { 0 };
         let (join, flags) = (follower.join.into(), (learn | anew).into());
         sink.frame(&Frame::Start(&frame::Start { slot, flags, term, join, tail: tail.0.into() }));

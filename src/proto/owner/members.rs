@@ -1,9 +1,9 @@
 //! A newer map names other members of a slot, or a member says where it stands.
 
-use super::follower::Follower;
+use super::follower::{CHECKPOINTS, Follower};
 use super::{Owner, Stale};
 use crate::proto::map::Group;
-use crate::types::{Boot, Nanos, NodeId, Position, Term};
+use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Term};
 use crate::wire::frame::{self, LOST};
 
 impl Owner {
@@ -63,7 +63,38 @@ impl Owner {
         let follower = &mut self.followers[index];
         (follower.place, follower.started, follower.outpaced) = (Some(tail), false, false);
         (follower.sent, follower.held, follower.executed) = (tail, tail, Position(0));
+        follower.checkpoints = [(Position(0), 0); CHECKPOINTS];
         follower.tell = true;
+    }
+
+    /// Members that have been lost for as long as `patience`, and are members all the same, learn the slot where they are:
+    /// the map drops nobody while all members of a group have lost some slot, each perhaps another one. Until they are
+    /// whole they count for nothing, and tell other owners that they hold nothing. Returns whether any begins.
+    pub fn teach_lost(&mut self, now: Nanos, patience: Nanos) -> bool {
+        let can_give = |f: &Follower| f.counted() && f.trusted && f.started;
+        let can_learn = self.followers.iter().any(can_give);
+        let mut begun = false;
+        for index in 0..self.followers.len() {
+            let follower = &mut self.followers[index];
+            if !follower.lost || follower.learns() || follower.diverged {
+                continue;
+            }
+            let since = *follower.lost_since.get_or_insert(now);
+            if can_learn && follower.trusted && now.since(since) >= patience {
+                follower.relearns = Some(u64::MAX);
+                self.teach(index);
+                begun = true;
+            }
+        }
+        if begun {
+            self.tell_at = now;
+        }
+        begun
+    }
+
+    /// Whether no member counts any more: only another term can go on from what some of them hold.
+    pub fn is_orphaned(&self) -> bool {
+        !self.followers.iter().any(Follower::counted)
     }
 
     /// A member has answered this term's seal. One that stands within the log goes on from there, and one that has
@@ -114,7 +145,20 @@ impl Follower {
     /// Whether an answer of it is due to entries, or to what comes before them. Where nothing has been logged yet, only
     /// learners are told to begin.
     pub(super) fn is_behind(&self, tail: Position) -> bool {
-        self.held < self.sent || !self.started && (tail > Position(0) || self.learner)
+        self.held < self.sent || !self.started && (tail > Position(0) || self.learns() || self.anew)
+    }
+
+    /// It has acked. One that learns where it is counts again once it holds the slot as a member would, and every output of
+    /// which it has only been told is on the wire.
+    pub(super) fn go_on(&mut self, released: Ordinal) {
+        let whole = self.executed == self.held && self.started;
+        if let Some(needed) = self.relearns.filter(|_| whole) {
+            let needed = needed.min(self.outputs);
+            self.relearns = Some(needed);
+            if released.0 >= needed {
+                (self.lost, self.lost_since, self.relearns) = (false, None, None);
+            }
+        }
     }
 
     /// It counts, has installed the term, and holds everything up to `position`.

@@ -439,7 +439,7 @@ impl Owner {
         let index = self.followers.iter().position(|f| f.node == node).ok_or(Stale::Incarnation)?;
         let follower = &self.followers[index];
         let same = follower.join == join && follower.boot == boot;
-        if self.config.safeguards.incarnations && !same || follower.lost {
+        if self.config.safeguards.incarnations && !same || follower.given_up() {
             return Err(Stale::Incarnation);
         }
         if self.config.safeguards.frame_term && Term(term) != self.term {

@@ -92,13 +92,19 @@ impl Recovery {
         if Term(sealed.term.get()) != self.term {
             return false;
         }
+        let answer = Answer { node, boot, sealed: *sealed };
         let lost = sealed.last_term.get() == LOST;
         if !lost {
             self.released = self.released.max(sealed.released.get());
         }
         let list = if lost { &mut self.lost } else { &mut self.answers };
+        // As the later member it was, it has lost what it held as the earlier ones, too.
+        let later = |a: &Answer| (a.node, a.boot) == (node, boot) && a.sealed.join.get() > sealed.join.get();
+        if lost && list.iter().any(later) {
+            return true;
+        }
         list.retain(|answer| answer.node != node);
-        list.push(Answer { node, boot, sealed: *sealed });
+        list.push(answer);
         true
     }
 
@@ -130,7 +136,7 @@ impl Recovery {
         self.lost.iter().any(|answer| answer.is(member)) || self.answers.iter().chain(&self.lost).any(later)
     }
 
-    /// Whether a member that is `expected` to answer has not. One that holds more than those who have would be reset.
+    /// Whether a member that is `expected` to answer has not. One that holds more than those who have would be given up.
     pub fn awaits(&self, group: &Group, expected: impl Fn(&MapMember) -> bool) -> bool {
         let said = |m: &MapMember| self.answered(m) || self.has_lost(m);
         self.sets(group).flatten().any(|m| expected(m) && !said(m))

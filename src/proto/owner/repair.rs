@@ -29,7 +29,7 @@ impl Owner {
         let index = self.current(node, boot, nak.term.get(), nak.join.get())?;
         let from = Position(nak.from.get());
         let kept = self.log.first();
-        if from.0 < kept && self.followers[index].learner {
+        if from.0 < kept && self.followers[index].learns() {
             self.teach(index);
             return Ok(false);
         }
@@ -92,12 +92,12 @@ impl Owner {
         if self.tell_at <= now {
             self.tell_at = Nanos::MAX;
             let state = (self.released, self.stable);
-            // A learner is told again: an ack says that something came, and not what.
+            // Who learns is told again: an ack says that something came, and not what.
             for follower in &mut self.followers {
-                follower.tell |= follower.learner;
+                follower.tell |= follower.learns();
                 follower.tell_in_passing |= follower.told != state;
             }
-            if self.followers.iter().any(|f| f.eligible() && (f.told != state || f.learner)) {
+            if self.followers.iter().any(|f| f.eligible() && (f.told != state || f.learns())) {
                 self.tell_at = now + self.config.tell_after;
             }
         }
@@ -166,7 +166,7 @@ impl Owner {
     /// Stops keeping entries for a learner that lags behind everybody. Returns whether there was one.
     pub(super) fn outpace_learner(&mut self) -> bool {
         let members = self.followers.iter().filter(|f| f.counted()).map(|f| f.held).min();
-        let behind = |f: &&mut super::Follower| f.learner && !f.outpaced && !f.lost;
+        let behind = |f: &&mut super::Follower| f.learns() && f.waited_for();
         let Some(learner) = self.followers.iter_mut().filter(behind).min_by_key(|f| f.held) else {
             return false;
         };
@@ -178,12 +178,17 @@ impl Owner {
         true
     }
 
-    /// As [`Owner::demote_slowest`], if that one is suspected or has missed several acks in a row.
+    /// As [`Owner::demote_slowest`], if that one is suspected or has missed several acks in a row; or stops keeping entries
+    /// for a learner of which that is true.
     pub fn demote_lost(&mut self) -> bool {
+        let gone = |f: &super::Follower| !f.trusted || f.retries >= 3;
+        if self.followers.iter().any(|f| f.learns() && f.waited_for() && gone(f)) && self.outpace_learner() {
+            return true;
+        }
         let tail = self.tail();
         let behind = self.followers.iter().filter(|f| f.counted() && f.held < tail);
         let slowest = behind.min_by_key(|f| (f.trusted, f.held));
-        slowest.is_some_and(|f| !f.trusted || f.retries >= 3) && self.demote_slowest()
+        slowest.is_some_and(gone) && self.demote_slowest()
     }
 
     /// Gives up waiting for the member that holds least, so that its entries need not be kept; not if

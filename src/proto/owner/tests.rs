@@ -353,3 +353,54 @@ fn who_went_on_with_something_else_is_given_up_and_keeps_it_and_who_learns_then_
     let written = written(&mut owner, 2);
     assert_eq!((written.starts, written.segments), (vec![(0, frame::START_LEARN)], vec![(1, 2)]));
 }
+
+#[test]
+fn a_member_that_was_given_up_and_is_kept_learns_the_slot_where_it_is_and_counts_again() {
+    let mut owner = unanswered(8, &group(&[1, 2], &[]));
+    owner.on_sealed(NodeId(1), Boot(1), &sealed(0, 0)).unwrap();
+    owner.on_sealed(NodeId(2), Boot(1), &sealed(1, 3)).unwrap();
+    (1..=2).for_each(|id| owner.on_trust(NodeId(id), Some(Boot(1))));
+    (0..2).for_each(|_| append(&mut owner));
+    drop(written(&mut owner, 1));
+    ack(&mut owner, 1, 2);
+    assert_eq!((owner.committed(), owner.is_orphaned()), (Position(0), false), "two must hold it");
+    let later = |ms: u64| NOW + Nanos::from_millis(ms);
+    assert!(!owner.teach_lost(later(0), Nanos::from_millis(9)));
+    assert!(!owner.teach_lost(later(8), Nanos::from_millis(9)), "the map may drop it yet");
+    assert!(owner.teach_lost(later(9), Nanos::from_millis(9)));
+    assert_eq!(owner.lost().collect::<Vec<_>>(), [NodeId(2)], "it counts for nothing");
+    append(&mut owner);
+    let said = written(&mut owner, 2);
+    assert_eq!((said.starts, said.segments), (vec![(2, frame::START_LEARN)], vec![(3, 1)]));
+    let acks = |executed: u64, outputs: u64| frame::Ack {
+        term: 1.into(),
+        join: 1.into(),
+        held: 3.into(),
+        executed: executed.into(),
+        outputs: outputs.into(),
+        ..frame::Ack::read_from_bytes(&[0; size_of::<frame::Ack>()]).unwrap()
+    };
+    drop(written(&mut owner, 1));
+    ack(&mut owner, 1, 3);
+    for (executed, outputs) in [(0, 0), (3, 1)] {
+        owner.on_ack(NOW, NodeId(2), Boot(1), &acks(executed, outputs)).unwrap();
+        assert_eq!(owner.lost().count(), 1, "an output that it was only told of is not on the wire");
+        assert_eq!(owner.committed(), Position(0));
+    }
+    owner.released = 1;
+    owner.on_ack(NOW, NodeId(2), Boot(1), &acks(3, 2)).unwrap();
+    assert_eq!((owner.lost().count(), owner.committed()), (0, Position(3)));
+}
+
+#[test]
+fn nobody_learns_where_nobody_is_whole() {
+    let mut owner = unanswered(8, &group(&[1, 2], &[]));
+    for id in 1..=2 {
+        owner.on_sealed(NodeId(id), Boot(1), &sealed(1, 3)).unwrap();
+        owner.on_trust(NodeId(id), Some(Boot(1)));
+    }
+    for ms in 0..100 {
+        assert!(!owner.teach_lost(NOW + Nanos::from_millis(ms), Nanos::from_millis(9)));
+    }
+    assert!(owner.is_orphaned(), "another term must go on from what is left");
+}

@@ -81,13 +81,15 @@ impl Steward {
             let learners: Vec<MapMember> =
                 group.learners.iter().copied().filter(|m| draft.next.is_live(m.node, m.boot)).collect();
             let mut members = group.members.clone();
-            // The one the others need least first: what is left must never be nothing.
+            // The one the others need least first: what is left must never be nothing, nor, unless its life is over, only
+            // members that have lost some slot themselves, because that may be one of which it holds everything.
             for member in group.members.iter().rev() {
                 let Some(why) = why_dropped(draft, at, member, blocked, long) else { continue };
-                let rest = members.iter().filter(|m| m.node != member.node);
-                let alive =
-                    rest.clone().any(|m| draft.next.is_live(m.node, m.boot) && draft.is_present(m.node));
-                if alive && group.past.len() < MAX_PAST {
+                let dead = !draft.next.is_live(member.node, member.boot);
+                let there = |m: &MapMember| draft.next.is_live(m.node, m.boot) && draft.is_present(m.node);
+                let useful = |m: &MapMember| there(m) && (dead || !is_given_up(draft, at, m.node));
+                let left = members.iter().any(|m| m.node != member.node && useful(m));
+                if left && group.past.len() < MAX_PAST {
                     members.retain(|m| m.node != member.node);
                     match dropped.iter_mut().find(|(node, _, _)| *node == member.node) {
                         Some((_, count, _)) => *count += 1,
@@ -96,22 +98,28 @@ impl Steward {
                 }
             }
             let all_dead = members.iter().all(|m| !draft.next.is_live(m.node, m.boot));
-            let useless =
-                |m: &MapMember| !draft.next.is_live(m.node, m.boot) || is_given_up(draft, at, m.node);
-            if group.past.len() < MAX_PAST && members.iter().all(useless) {
-                let left = left_members(draft, at);
-                if !left.is_empty() {
-                    members = left;
+            let orphaned = owners(draft).any(|r| r.orphaned.contains(at));
+            if group.past.len() < MAX_PAST && (all_dead || orphaned) {
+                let earlier = left_members(draft, at);
+                if !earlier.is_empty() {
+                    // Logs survive by slot: whoever lives stays for the sake of those that it holds.
+                    members.retain(|m| {
+                        draft.next.is_live(m.node, m.boot) && earlier.iter().all(|e| e.node != m.node)
+                    });
+                    members.splice(0..0, earlier);
+                    members.truncate(MAX_MEMBERS);
                     if all_dead { anew += 1 } else { recalled += 1 }
-                } else if self.config.lossy_go && !may_come_back(draft, at) {
-                    if all_dead {
-                        let fresh = self.fresh_members(draft, at);
-                        anew += usize::from(!fresh.is_empty());
-                        members = if fresh.is_empty() { members } else { fresh };
-                    } else {
-                        // Under the next term who has nothing to tell begins with the first entry.
-                        anew += 1;
-                    }
+                } else if all_dead
+                    && self.config.lossy_go
+                    && !may_come_back(draft, at, self.config.evict_after)
+                {
+                    let fresh = self.fresh_members(draft, at);
+                    anew += usize::from(!fresh.is_empty());
+                    members = if fresh.is_empty() { members } else { fresh };
+                } else if !all_dead && !may_come_back(draft, at, self.config.evict_after) {
+                    // Under the next term the best that is left wins, and who has nothing to tell begins with the first
+                    // entry.
+                    recalled += 1;
                 }
             }
             let group = &mut draft.next.groups[at];
@@ -198,6 +206,7 @@ impl Steward {
         let replicas = usize::from(draft.next.replicas);
         let mut quiet = true;
         let mut drained: Vec<(NodeId, usize)> = Vec::new();
+        let mut surplus: Vec<(NodeId, usize)> = Vec::new();
         for at in 0..draft.next.groups.len() {
             let group = &draft.next.groups[at];
             let staying = group.members.iter().filter(|m| draft.stays(m)).count();
@@ -207,6 +216,7 @@ impl Steward {
             if have >= replicas {
                 *since = None;
                 self.let_go_of_draining(draft, at, &mut drained);
+                quiet &= !self.let_go_of_surplus(draft, at, &mut surplus);
                 continue;
             }
             quiet = false;
@@ -248,8 +258,39 @@ impl Steward {
             self.grow(draft, &mut learns);
         }
         draft.changes.extend(learns.into_iter().map(|(node, count)| Change::Learns(node, count)));
-        let why = "it drains";
-        draft.changes.extend(drained.into_iter().map(|(node, count)| Change::Dropped(node, count, why)));
+        for (gone, why) in [(drained, "it drains"), (surplus, "there are enough others")] {
+            draft.changes.extend(gone.into_iter().map(|(node, count)| Change::Dropped(node, count, why)));
+        }
+    }
+
+    /// A group that has settled with more members than it should have, because it was recovered with earlier ones, keeps
+    /// those that belong there. Whether it had.
+    fn let_go_of_surplus(
+        &self,
+        draft: &mut Draft<'_>,
+        at: usize,
+        dropped: &mut Vec<(NodeId, usize)>,
+    ) -> bool {
+        let group = &draft.next.groups[at];
+        let settled = group.past.is_empty() && group.learners.is_empty();
+        let whole = |m: &MapMember| draft.stays(m) && !is_given_up(draft, at, m.node);
+        let replicas = usize::from(draft.next.replicas);
+        if !settled || group.members.len() <= replicas || !group.members.iter().all(whole) {
+            return false;
+        }
+        let home = self.home_of(draft, at);
+        let before = group.members.clone();
+        let mut members = before.clone();
+        while members.len() > replicas
+            && let Some(surplus) = members.iter().rposition(|m| !home.contains(&m.node))
+        {
+            note(dropped, members.remove(surplus).node);
+        }
+        members.sort_by_key(|m| home.iter().position(|n| *n == m.node).unwrap_or(usize::MAX));
+        let group = &mut draft.next.groups[at];
+        group.members = members;
+        group.past.push(before);
+        true
     }
 
     /// Members that drain leave a group once it has what it can have without them.
@@ -298,11 +339,15 @@ fn left_members(draft: &Draft<'_>, at: usize) -> Vec<MapMember> {
     left
 }
 
-/// Whether a member of an earlier set lives, though it is not there now: what it holds would outlive what others began
-/// without it, in some slots and not in others.
-fn may_come_back(draft: &Draft<'_>, at: usize) -> bool {
-    let mut past = draft.next.groups[at].past.iter().flatten();
-    past.any(|m| draft.next.is_live(m.node, m.boot) && !draft.is_present(m.node))
+/// Whether a member of this set or an earlier one lives, though it has not been heard for a while: what it holds would
+/// outlive what others began without it, in some slots and not in others. That must not take longer than `patience`.
+fn may_come_back(draft: &Draft<'_>, at: usize, patience: Nanos) -> bool {
+    let group = &draft.next.groups[at];
+    let quiet = |m: &MapMember| {
+        let view = draft.view(m.node).filter(|view| !view.present && view.silent_for < patience);
+        view.is_some() && draft.next.is_live(m.node, m.boot)
+    };
+    group.members.iter().chain(group.past.iter().flatten()).any(quiet)
 }
 
 fn note(counts: &mut Vec<(NodeId, usize)>, node: NodeId) {

@@ -1,7 +1,9 @@
 //! A cluster as its leader sees it: what the steward makes of deaths, returns, drains and growth.
 
 use super::{Change, NodeReport, NodeView, Steward, StewardConfig};
-use crate::proto::map::{ClusterMap, GroupSet, MAX_MEMBERS, MAX_PAST, MapNode, MapShape, NodeState};
+use crate::proto::map::{
+    ClusterMap, GroupSet, MAX_MEMBERS, MAX_PAST, MapMember, MapNode, MapShape, NodeState,
+};
 use crate::types::{Boot, HostId, Nanos, NodeId, NodeSet};
 use proptest::prelude::*;
 
@@ -413,21 +415,6 @@ fn a_group_goes_back_to_earlier_members_that_still_hold_something() {
 }
 
 #[test]
-fn members_that_hold_too_little_give_way_to_earlier_ones_that_live() {
-    let mut site = Site::new(&[1, 2, 3], 3);
-    site.settle();
-    let all = site.map.groups[0].members.clone();
-    let (last, others): (Vec<_>, Vec<_>) = all.iter().copied().partition(|m| m.node == NodeId(2));
-    (site.map.groups[0].members, site.map.groups[0].past) = (last, vec![all]);
-    let (owner, map) = (site.map.addresses[0].owner, site.map.version);
-    let lost = vec![(NodeId(2), GroupSet(1))];
-    site.view(owner.0).report = Some(NodeReport { map, lost, ..NodeReport::default() });
-    let (next, changes) = site.steward.next(site.now, &site.map, &site.views).unwrap();
-    assert!(changes.contains(&Change::Recalled(1)) && next.lossy == 0, "{changes:?}");
-    assert!(next.groups[0].members.iter().all(|m| others.contains(m)), "{:?}", next.groups[0]);
-}
-
-#[test]
 fn a_node_that_was_a_member_learns_nothing_while_what_it_holds_may_be_needed() {
     let mut site = Site::new(&[1, 2, 3], 3);
     site.settle();
@@ -441,26 +428,54 @@ fn a_node_that_was_a_member_learns_nothing_while_what_it_holds_may_be_needed() {
 }
 
 #[test]
-fn a_group_whose_last_member_has_lost_a_slot_begins_that_slot_anew() {
-    for lossy_go in [true, false] {
+fn a_group_with_a_slot_that_nobody_holds_is_recovered_anew_with_whoever_is_left() {
+    for (earlier, expected) in [(false, vec![2]), (true, vec![3, 2])] {
         let mut site = Site::new(&[1, 2, 3], 3);
         site.settle();
-        site.steward.config.lossy_go = lossy_go;
-        let (owner, version) = (site.map.addresses[0].owner, site.map.version);
-        site.map.groups[0].members.retain(|m| m.node == NodeId(2));
-        let before = site.map.groups[0].clone();
+        let owner = site.map.addresses[0].owner;
+        let third = *site.map.groups[0].member(NodeId(3)).unwrap();
+        let second = *site.map.groups[0].member(NodeId(2)).unwrap();
+        site.map.groups[0].members = vec![second];
+        site.map.groups[0].past = if earlier { vec![vec![third]] } else { Vec::new() };
         let lost = vec![(NodeId(2), GroupSet(1))];
-        let report = NodeReport { map: version, lost, ..NodeReport::default() };
+        let report =
+            NodeReport { map: site.map.version, lost, orphaned: GroupSet(1), ..NodeReport::default() };
         site.views.iter_mut().for_each(|view| view.report = None);
         site.view(owner.0).report = Some(report);
-        let next = site.steward.next(site.now, &site.map, &site.views);
-        let lossy = next.as_ref().is_some_and(|(_, changes)| changes.contains(&Change::Lossy(1)));
-        assert_eq!(lossy, lossy_go, "{next:?}");
-        if let Some((next, _)) = next.filter(|_| lossy) {
-            assert_eq!(next.groups[0].members, before.members, "it stays: its other slots are whole");
-            assert_eq!(next.addresses[0].term.0, site.map.addresses[0].term.0 + 1, "and is asked again");
-        }
+        let (next, changes) = site.steward.next(site.now, &site.map, &site.views).unwrap();
+        assert!(changes.contains(&Change::Recalled(1)) && next.lossy == 0, "{changes:?}");
+        let members: Vec<u16> = next.groups[0].members.iter().map(|m| m.node.0).collect();
+        assert_eq!(members, expected, "the second may hold other slots");
+        assert_eq!(next.addresses[0].term.0, site.map.addresses[0].term.0 + 1);
     }
+}
+
+#[test]
+fn members_that_have_all_lost_some_slot_are_all_kept() {
+    let mut site = Site::new(&[1, 2, 3], 3);
+    site.settle();
+    let owner = site.map.addresses[0].owner;
+    let mut lost: Vec<_> = (1..=3).map(|n| (NodeId(n), GroupSet(1))).collect();
+    let report = |lost, map| Some(NodeReport { map, lost, ..NodeReport::default() });
+    site.view(owner.0).report = report(lost.clone(), site.map.version);
+    assert_eq!(site.steward.next(site.now, &site.map, &site.views), None);
+    lost.pop();
+    site.view(owner.0).report = report(lost, site.map.version);
+    let (next, _) = site.steward.next(site.now, &site.map, &site.views).unwrap();
+    assert_eq!(next.groups[0].members.iter().map(|m| m.node.0).collect::<Vec<_>>(), [3]);
+}
+
+#[test]
+fn a_group_that_was_recovered_with_more_members_than_it_should_have_lets_the_surplus_go() {
+    let mut site = Site::new(&[1, 2, 3, 4, 5], 2);
+    site.settle();
+    let group = &mut site.map.groups[0];
+    let home: Vec<u16> = group.members.iter().map(|m| m.node.0).collect();
+    let away = (1..=5).find(|n| !home.contains(n)).unwrap();
+    group.members.insert(0, MapMember { node: NodeId(away), host: HostId(away), boot: Boot(1), join: 1 });
+    let changes = site.settle();
+    assert!(changes.contains(&Change::Dropped(NodeId(away), 1, "there are enough others")), "{changes:?}");
+    site.assert_whole(2);
 }
 
 #[test]

@@ -6,7 +6,12 @@ use crate::engine::ShardReport;
 use crate::proto::map::GroupSet;
 use crate::proto::steward::NodeReport;
 use crate::types::{Nanos, NodeId, NodeSet};
-use crate::wire::council::{self, DRAIN_DONE, DRAINING, GRANTS, LEASE_OK, LostMember, Report};
+use crate::wire::council::{self, ALL_MEMBERS, DRAIN_DONE, DRAINING, GRANTS, LEASE_OK, LostMember, Report};
+
+/// Pairs of a report.
+fn said(lost: &[LostMember]) -> impl Iterator<Item = (NodeId, GroupSet)> {
+    lost.iter().map(|l| (NodeId(l.node.get()), GroupSet(l.groups.get())))
+}
 
 /// How old a report may be.
 const REPORT_AGE: Nanos = Nanos::from_millis(200);
@@ -33,7 +38,10 @@ impl Council {
             synced: GroupSet(report.synced.get()),
             confirmed: GroupSet(report.confirmed.get()),
             blocked: GroupSet(report.blocked.get()),
-            lost: lost.iter().map(|l| (NodeId(l.node.get()), GroupSet(l.groups.get()))).collect(),
+            lost: said(lost).filter(|(node, _)| node.0 != ALL_MEMBERS).collect(),
+            orphaned: said(lost)
+                .find(|(node, _)| node.0 == ALL_MEMBERS)
+                .map_or(GroupSet(0), |(_, groups)| groups),
             unreachable: NodeSet(report.unreachable.get()),
             drain_done: report.flags.get() & DRAIN_DONE != 0,
             app_level: report.app_level.get(),
@@ -67,7 +75,7 @@ impl Council {
             birth: self.config.birth.into(),
             synced: all(|r| r.synced).into(),
             confirmed: all(|r| r.confirmed).into(),
-            blocked: self.reports.iter().fold(0, |any, r| any | r.blocked.0).into(),
+            blocked: self.newest().fold(0, |any, r| any | r.blocked.0).into(),
             unreachable: suspects.0.into(),
             silent: silent.0.into(),
             promised: promised.0.into(),
@@ -75,19 +83,30 @@ impl Council {
         }
     }
 
-    /// Writes this node's report for a peer behind its beat, and the map if the peer's is older.
-    pub(in crate::engine::control) fn write(&mut self, turn: &mut Turn<'_>, at: usize, out: &mut Vec<u8>) {
-        self.lost.clear();
-        for (node, groups) in self.reports.iter().filter(|r| r.map == self.map.version).flat_map(|r| &r.lost)
-        {
-            match self.lost.iter_mut().find(|l| l.node.get() == node.0) {
+    /// The reports of shards that know the newest map.
+    fn newest(&self) -> impl Iterator<Item = &ShardReport> {
+        self.reports.iter().filter(|r| r.map == self.map.version)
+    }
+
+    /// What the shards have given up under the newest map, put together.
+    pub(super) fn lost(&self) -> Vec<LostMember> {
+        let orphaned = |r: &ShardReport| (NodeId(ALL_MEMBERS), r.orphaned);
+        let given_up = self.newest().flat_map(|r| r.lost.iter().copied().chain([orphaned(r)]));
+        let mut lost: Vec<LostMember> = Vec::new();
+        for (node, groups) in given_up.filter(|(_, groups)| *groups != GroupSet::default()) {
+            match lost.iter_mut().find(|l| l.node.get() == node.0) {
                 Some(known) => known.groups = (known.groups.get() | groups.0).into(),
-                None => self.lost.push(LostMember { node: node.0.into(), groups: groups.0.into() }),
+                None => lost.push(LostMember { node: node.0.into(), groups: groups.0.into() }),
             }
         }
+        lost
+    }
+
+    /// Writes this node's report for a peer behind its beat, and the map if the peer's is older.
+    pub(in crate::engine::control) fn write(&mut self, turn: &mut Turn<'_>, at: usize, out: &mut Vec<u8>) {
         let (silent, promised) = (self.silent(turn), self.promises(turn.now, turn.peers));
         let report = self.report(turn.now, turn.suspects, silent, promised, Some(&turn.peers[at]));
-        council::write_report(out, &report, &self.lost);
+        council::write_report(out, &report, &self.lost());
         let peer = &mut turn.peers[at];
         if report.flags.get() & GRANTS != 0 {
             peer.delegate.grant(peer.heard_sequence());
