@@ -135,7 +135,7 @@ impl<A: CallApp> Shard<A> {
             let wanted = self.slots[pulling.index].seat.as_ref().and_then(|s| s.log.wants_snapshot());
             // Where members learn a slot anew, one that has given nothing yet may be another of them.
             let learner = self.map.group(self.slot_at(pulling.index)).learner(self.config.me).is_some();
-            let patience = if pulling.total == 0 && !learner { 0 } else { PATIENCE };
+            let patience = if pulling.total == 0 && !learner { 1 } else { PATIENCE };
             if wanted.is_none() || pulling.tries > patience {
                 self.resync.pulling.remove(n);
             }
@@ -200,8 +200,11 @@ impl<A: CallApp> Shard<A> {
         let others: Vec<usize> =
             donors.iter().copied().filter(|l| Some(self.lanes[*l].node) != master).collect();
         self.resync.attempts += 1;
-        let from = if others.is_empty() || self.resync.attempts.is_multiple_of(4) { donors } else { others };
-        from.get(self.resync.attempts % from.len().max(1)).copied()
+        let (from, turn) = match self.resync.attempts {
+            attempts if others.is_empty() || attempts.is_multiple_of(4) => (donors, attempts / 4),
+            attempts => (others, attempts),
+        };
+        from.get(turn % from.len().max(1)).copied()
     }
 
     /// Asks for the next bytes of a snapshot, if the rate allows.

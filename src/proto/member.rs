@@ -87,6 +87,8 @@ pub struct Member {
     lost: bool,
     /// It has entries but not the state before them: see `learn`.
     learning: bool,
+    /// It had lost what it held, began with the first entry again, and does not hold yet what is committed.
+    anew: bool,
     /// Held entries; `entries.next()` is the first position not held.
     entries: RecordLog,
     /// The term of the last entry held, and of the one before the first kept.
@@ -124,6 +126,7 @@ impl Member {
             owner: (NodeId(0), Boot(0)),
             lost: false,
             learning: false,
+            anew: false,
             entries: RecordLog::new(1),
             last_term: Term(0),
             before: Term(0),
@@ -233,6 +236,7 @@ impl Member {
 
     fn on_header(&mut self, header: &frame::Segment) {
         self.told.0 = self.told.0.max(Position(header.committed.get()));
+        self.anew &= self.told.0 == Position(0) || self.held() < self.told.0;
         self.on_released(header.released.get());
         if header.master_seq.get() > self.master_seq || self.master == NodeId(0) {
             let was_master = self.is_master();

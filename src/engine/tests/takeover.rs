@@ -195,7 +195,7 @@ fn an_old_owner_is_followed_by_nobody_and_a_log_that_went_on_alone_is_dropped() 
     let lost = &cluster.shards[1].report().lost;
     assert_eq!((lost.len(), lost[0].0, lost[0].1.0), (1, NodeId(1), 0xffff), "it must be brought in again");
     assert_eq!(cluster.digests()[1], cluster.digests()[2]);
-    cluster.pass(Nanos::from_millis(300));
+    cluster.pass(Nanos::from_millis(1_000));
     assert_eq!(cluster.shards[1].report().lost, [], "the map did not drop it: it has learned all slots anew");
     (0..16u8).for_each(|call| cluster.send_to(2, &packet(0, &[call])).unwrap());
     cluster.settle();

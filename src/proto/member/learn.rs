@@ -74,7 +74,7 @@ impl Member {
             return Err(Refused::Term);
         }
         // Repeated, or of an earlier beginning.
-        if term == self.term && tail <= self.held().0 {
+        if term == self.term && tail <= self.held().0 && !self.lost {
             return Ok(());
         }
         machine.reset();

@@ -20,8 +20,8 @@ impl Member {
             slot: self.slot.0.into(),
             term: term.0.into(),
             join: self.join.into(),
-            // One that still learns has nothing to tell either.
-            last_term: if self.lost || self.learning { LOST } else { self.last_term.0 }.into(),
+            // One that still learns has nothing to tell either, nor has one that learns by executing from the first entry on.
+            last_term: if self.lost || self.learning || self.anew { LOST } else { self.last_term.0 }.into(),
             before: self.before.0.into(),
             first: self.entries.first().into(),
             held: self.held().0.into(),
@@ -62,17 +62,17 @@ impl Member {
         if start.join.get() != self.join {
             return Err(Refused::Join);
         }
-        if flags & START_ANEW != 0 && (self.lost || self.learning) && term > self.term {
+        if flags & START_ANEW != 0 && (self.lost || self.learning || self.anew) && term > self.term {
             machine.reset();
-            *self = self.fresh();
+            *self = Member { anew: true, ..self.fresh() };
             self.install(term, owner);
             return Ok(());
         }
-        if self.lost {
-            return Err(Refused::Lost);
-        }
         if flags & START_LEARN != 0 {
             return self.start_learning(term, start.tail.get(), owner, machine);
+        }
+        if self.lost {
+            return Err(Refused::Lost);
         }
         if term == self.term {
             return self.follow(term.0, owner);

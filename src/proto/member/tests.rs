@@ -84,7 +84,15 @@ fn who_has_nothing_to_tell_begins_anew_where_it_is_told_so_and_nobody_else_does(
     take(&mut learner, &mut machine, 3, 1, 2).unwrap();
     learner.on_start(&start(3, 0, START_ANEW), OWNER, &mut machine).unwrap();
     assert_eq!((learner.held(), machine.0), (Position(2), 2), "a repeated one changes nothing");
-    learner.on_seal(Term(4), Nanos::MAX).unwrap();
+    assert_eq!(
+        learner.on_seal(Term(3), Nanos::MAX).unwrap().last_term.get(),
+        LOST,
+        "it may lack what is committed"
+    );
+    let mut header = Segment::new_zeroed();
+    (header.term, header.first, header.committed) = (3.into(), 3.into(), 2.into());
+    learner.on_segment(&header, &[], OWNER, &mut machine).unwrap();
+    assert_eq!(learner.on_seal(Term(4), Nanos::MAX).unwrap().last_term.get(), 3);
     assert_eq!(learner.on_start(&start(4, 0, START_ANEW), OWNER, &mut machine), Err(Refused::Behind));
     assert_eq!(machine.0, 2, "it holds something: that is not dropped");
 }

@@ -2,7 +2,7 @@
 
 use super::follower::Follower;
 use super::{Owner, Stale};
-use crate::types::{Boot, Nanos, NodeId, NodeSet, Ordinal, Position};
+use crate::types::{Boot, Nanos, NodeId, NodeSet, Position};
 use crate::wire::frame;
 
 impl Owner {
@@ -33,7 +33,7 @@ impl Owner {
             follower.executed = executed;
             follower.outputs = ack.outputs.get();
         }
-        self.followers[index].go_on(Ordinal(self.released));
+        self.go_on(index);
         // A member's outputs travel in front of its ack: what the ack counts and did not come was lost.
         if index == self.master && self.followers[index].outputs > self.outputs.next() {
             self.ask_for_outputs(index, now);

@@ -42,7 +42,8 @@ pub struct Follower {
     pub lost: bool,
     /// Since when, as far as that was looked at.
     pub(super) lost_since: Option<Nanos>,
-    /// A lost member that learns the slot where it is; how many outputs must be on the wire before it counts.
+    /// It was lost and learns the slot where it is, or has; so many outputs it could not send again, because it has never
+    /// produced them.
     pub(super) relearns: Option<u64>,
     /// It learns, and is too far behind to be waited for: it begins anew.
     pub(super) outpaced: bool,
@@ -136,7 +137,7 @@ impl Follower {
     /// Whether it keeps entries until it has a snapshot to put under them: a learner, or a member that is lost and learns
     /// the slot where it is.
     pub fn learns(&self) -> bool {
-        self.learner || self.relearns.is_some()
+        self.learner || self.lost && self.relearns.is_some()
     }
 
     /// Whether entries are kept until it holds them.
@@ -150,7 +151,7 @@ impl Follower {
 
     /// Whether it may be master.
     pub fn may_lead(&self) -> bool {
-        self.eligible() && !self.diverged && !self.learns()
+        self.eligible() && !self.diverged && !self.learner && self.relearns.is_none()
     }
 
     /// Whether it is worth sending to: its state is whole, or becoming so, and it is not suspected.

@@ -3,7 +3,7 @@
 use super::follower::{CHECKPOINTS, Follower};
 use super::{Owner, Stale};
 use crate::proto::map::Group;
-use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Term};
+use crate::types::{Boot, Nanos, NodeId, Position, Term};
 use crate::wire::frame::{self, LOST};
 
 impl Owner {
@@ -21,7 +21,8 @@ impl Owner {
                     let known = before.swap_remove(known);
                     let blank = known.executed == Position(0) && known.held > Position(0);
                     let lost = known.lost || known.learner && !learner && (known.outpaced || blank);
-                    Follower { learner, lost, outpaced: known.outpaced && learner, ..known }
+                    let outpaced = known.outpaced && (learner || known.relearns.is_some());
+                    Follower { learner, lost, outpaced, ..known }
                 }
                 None => Follower::new(member, learner, lane(member.node)),
             };
@@ -50,7 +51,7 @@ impl Owner {
             follower.tell_in_passing |= tail > Position(0);
         }
         self.update_stable();
-        if self.tell_at == Nanos::MAX && self.followers.iter().any(|f| f.learner) {
+        if self.tell_at == Nanos::MAX && self.followers.iter().any(Follower::learns) {
             self.tell_at = Nanos::ZERO;
         }
     }
@@ -62,34 +63,55 @@ impl Owner {
         let tail = if alone { Position(0) } else { self.tail() };
         let follower = &mut self.followers[index];
         (follower.place, follower.started, follower.outpaced) = (Some(tail), false, false);
+        (follower.anew, follower.retries, follower.outputs) = (false, 0, 0);
+        follower.relearns = follower.relearns.map(|_| u64::MAX);
         (follower.sent, follower.held, follower.executed) = (tail, tail, Position(0));
         follower.checkpoints = [(Position(0), 0); CHECKPOINTS];
         follower.tell = true;
     }
 
-    /// Members that have been lost for as long as `patience`, and are members all the same, learn the slot where they are:
-    /// the map drops nobody while all members of a group have lost some slot, each perhaps another one. Until they are
-    /// whole they count for nothing, and tell other owners that they hold nothing. Returns whether any begins.
+    /// A member that has been lost for as long as `patience`, and is a member all the same, learns the slot where it is:
+    /// the map drops nobody while all members of a group have lost some slot, each perhaps another one. Until it is whole
+    /// it counts for nothing, and tells other owners that it holds nothing; so it is one at a time, and none while what it
+    /// holds may be needed and the others can see to it that it is not. Returns whether one begins.
     pub fn teach_lost(&mut self, now: Nanos, patience: Nanos) -> bool {
         let can_give = |f: &Follower| f.counted() && f.trusted && f.started;
-        let can_learn = self.followers.iter().any(can_give);
-        let mut begun = false;
-        for index in 0..self.followers.len() {
-            let follower = &mut self.followers[index];
+        let whole = self.followers.iter().filter(|f| can_give(f)).map(|f| f.node);
+        let busy = self.followers.iter().any(|f| f.trusted && f.learns());
+        let unsettled = self.is_commit_set(whole.clone()) && !self.is_confirmed();
+        let may = whole.count() > 0 && !busy && !unsettled;
+        let mut found = None;
+        for (index, follower) in self.followers.iter_mut().enumerate() {
             if !follower.lost || follower.learns() || follower.diverged {
                 continue;
             }
             let since = *follower.lost_since.get_or_insert(now);
-            if can_learn && follower.trusted && now.since(since) >= patience {
-                follower.relearns = Some(u64::MAX);
-                self.teach(index);
-                begun = true;
+            if follower.trusted && now.since(since) >= patience {
+                found = found.or(Some(index));
             }
         }
-        if begun {
-            self.tell_at = now;
+        let Some(index) = found.filter(|_| may) else { return false };
+        self.followers[index].relearns = Some(u64::MAX);
+        self.teach(index);
+        self.tell_at = now;
+        true
+    }
+
+    /// A member has acked. One that learns where it is counts again once it holds the slot as a member would, and every
+    /// output of which it was only told is here; and may be master once they are on the wire.
+    pub(super) fn go_on(&mut self, index: usize) {
+        let (taken, released, stable) = (self.outputs.next(), self.released, self.stable);
+        let follower = &mut self.followers[index];
+        let Some(needed) = follower.relearns else { return };
+        if follower.lost && follower.started && follower.executed == follower.held {
+            follower.relearns = Some(needed.min(follower.outputs));
+            if follower.held >= stable && taken >= needed.min(follower.outputs) {
+                (follower.lost, follower.lost_since, follower.outpaced) = (false, None, false);
+            }
         }
-        begun
+        if !follower.lost && released >= needed {
+            follower.relearns = None;
+        }
     }
 
     /// Whether no member counts any more: only another term can go on from what some of them hold.
@@ -146,19 +168,6 @@ impl Follower {
     /// learners are told to begin.
     pub(super) fn is_behind(&self, tail: Position) -> bool {
         self.held < self.sent || !self.started && (tail > Position(0) || self.learns() || self.anew)
-    }
-
-    /// It has acked. One that learns where it is counts again once it holds the slot as a member would, and every output of
-    /// which it has only been told is on the wire.
-    pub(super) fn go_on(&mut self, released: Ordinal) {
-        let whole = self.executed == self.held && self.started;
-        if let Some(needed) = self.relearns.filter(|_| whole) {
-            let needed = needed.min(self.outputs);
-            self.relearns = Some(needed);
-            if released.0 >= needed {
-                (self.lost, self.lost_since, self.relearns) = (false, None, None);
-            }
-        }
     }
 
     /// It counts, has installed the term, and holds everything up to `position`.

@@ -146,7 +146,8 @@ impl Owner {
         if trusted {
             self.hedges = 0;
             follower.sent = follower.held;
-            follower.tell |= follower.told != (self.released, self.stable) || follower.is_behind(tail);
+            let news = follower.told != (self.released, self.stable);
+            follower.tell |= news || follower.is_behind(tail) || follower.learns();
         }
         if !self.followers[self.master].may_lead() {
             self.choose_master();

@@ -384,12 +384,52 @@ fn a_member_that_was_given_up_and_is_kept_learns_the_slot_where_it_is_and_counts
     ack(&mut owner, 1, 3);
     for (executed, outputs) in [(0, 0), (3, 1)] {
         owner.on_ack(NOW, NodeId(2), Boot(1), &acks(executed, outputs)).unwrap();
-        assert_eq!(owner.lost().count(), 1, "an output that it was only told of is not on the wire");
+        assert_eq!(owner.lost().count(), 1, "an output that it was only told of is not here");
         assert_eq!(owner.committed(), Position(0));
     }
-    owner.released = 1;
+    owner.outputs.push(b"an output");
     owner.on_ack(NOW, NodeId(2), Boot(1), &acks(3, 2)).unwrap();
     assert_eq!((owner.lost().count(), owner.committed()), (0, Position(3)));
+    assert!(!owner.followers()[1].may_lead(), "it could not send that output");
+    owner.released = 1;
+    owner.on_ack(NOW, NodeId(2), Boot(1), &acks(3, 2)).unwrap();
+    assert!(owner.followers()[1].may_lead());
+}
+
+#[test]
+fn a_member_that_learns_where_it_is_and_falls_behind_begins_again() {
+    let mut owner = unanswered(4, &group(&[1, 2, 3], &[]));
+    owner.on_sealed(NodeId(3), Boot(1), &sealed(1, 3)).unwrap();
+    (1..=3).for_each(|id| owner.on_trust(NodeId(id), Some(Boot(1))));
+    let next = |owner: &mut Owner, position: u64| {
+        append(owner);
+        for id in 1..=2 {
+            if position == 1 {
+                owner.on_sealed(NodeId(id), Boot(1), &sealed(0, 0)).unwrap();
+            }
+            drop(written(owner, id));
+            ack(owner, id, position);
+        }
+    };
+    next(&mut owner, 1);
+    owner.teach_lost(NOW, Nanos::ZERO);
+    assert_eq!(written(&mut owner, 3).starts, [(1, frame::START_LEARN)]);
+    ack(&mut owner, 3, 1);
+    (2..=7).for_each(|position| next(&mut owner, position));
+    assert!(owner.followers()[2].outpaced && owner.log.is_empty(), "{owner:?}");
+    owner.on_group(&group(&[1, 2, 3], &[]), |node| usize::from(node.0));
+    let late = frame::Ack {
+        term: 1.into(),
+        join: 1.into(),
+        held: 2.into(),
+        executed: 2.into(),
+        ..frame::Ack::read_from_bytes(&[0; size_of::<frame::Ack>()]).unwrap()
+    };
+    owner.on_ack(NOW, NodeId(3), Boot(1), &late).unwrap();
+    assert_eq!(owner.lost().collect::<Vec<_>>(), [NodeId(3)], "it lacks what is gone");
+    owner.on_trust(NodeId(3), None);
+    owner.on_trust(NodeId(3), Some(Boot(1)));
+    assert_eq!(written(&mut owner, 3).starts, [(7, frame::START_LEARN)]);
 }
 
 #[test]

@@ -99,9 +99,10 @@ impl Steward {
             }
             let all_dead = members.iter().all(|m| !draft.next.is_live(m.node, m.boot));
             let orphaned = owners(draft).any(|r| r.orphaned.contains(at));
-            if group.past.len() < MAX_PAST && (all_dead || orphaned) {
+            if all_dead || orphaned {
+                let room = group.past.len() < MAX_PAST;
                 let earlier = left_members(draft, at);
-                if !earlier.is_empty() {
+                if !earlier.is_empty() && room {
                     // Logs survive by slot: whoever lives stays for the sake of those that it holds.
                     members.retain(|m| {
                         draft.next.is_live(m.node, m.boot) && earlier.iter().all(|e| e.node != m.node)
@@ -109,14 +110,13 @@ impl Steward {
                     members.splice(0..0, earlier);
                     members.truncate(MAX_MEMBERS);
                     if all_dead { anew += 1 } else { recalled += 1 }
-                } else if all_dead
-                    && self.config.lossy_go
-                    && !may_come_back(draft, at, self.config.evict_after)
-                {
+                } else if may_come_back(draft, at, self.config.evict_after) {
+                    // Better late than from too little.
+                } else if all_dead && room && self.config.lossy_go {
                     let fresh = self.fresh_members(draft, at);
                     anew += usize::from(!fresh.is_empty());
                     members = if fresh.is_empty() { members } else { fresh };
-                } else if !all_dead && !may_come_back(draft, at, self.config.evict_after) {
+                } else if !all_dead {
                     // Under the next term the best that is left wins, and who has nothing to tell begins with the first
                     // entry.
                     recalled += 1;
@@ -302,7 +302,8 @@ impl Steward {
         let (leave, stay): (Vec<MapMember>, Vec<MapMember>) =
             group.members.iter().copied().partition(draining);
         let owner = |m: &MapMember| draft.next.addresses.iter().any(|a| a.owner == m.node);
-        let held = stay.iter().any(|m| draft.is_present(m.node)) && group.learners.is_empty();
+        let whole = |m: &MapMember| draft.is_present(m.node) && !is_given_up(draft, at, m.node);
+        let held = stay.iter().any(whole) && group.learners.is_empty();
         if leave.is_empty() || !held || group.past.len() >= MAX_PAST || leave.iter().any(owner) {
             return;
         }
