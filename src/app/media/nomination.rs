@@ -13,8 +13,6 @@ use crate::types::Nanos;
 /// An agent that goes on nominating a pair does so with each check of it, and checks at least every 6 s (RFC 7675 section
 /// 5.1: every 5 s, give or take a fifth).
 const REPEATED_WITHIN: Nanos = Nanos::from_secs(7);
-/// So many datagrams of media in a row from the other pair, none from the one used between them, say that it is used.
-const HEARD: u8 = 5;
 
 /// One nomination: of the pair with this source, of this priority, when it was last said.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,10 +26,8 @@ struct Nomination {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Nominations {
     used: Option<Nomination>,
-    /// The newest of lower priority.
+    /// The newest of another pair that is not used.
     waiting: Option<Nomination>,
-    /// Datagrams of media in a row from there.
-    heard: u8,
 }
 
 impl Nominations {
@@ -45,11 +41,7 @@ impl Nominations {
         if let Some((source, priority)) = nominated {
             let new = Nomination { source, priority, at: now.0 };
             match self.used {
-                Some(used) if used.source != source && used.priority > priority => {
-                    self.heard =
-                        if self.waiting.is_some_and(|w| w.source == source) { self.heard } else { 0 };
-                    self.waiting = Some(new);
-                }
+                Some(used) if used.source != source && used.priority > priority => self.waiting = Some(new),
                 _ => {
                     self.used = Some(new);
                     self.waiting = self.waiting.filter(|waiting| waiting.source != source);
@@ -61,26 +53,18 @@ impl Nominations {
             && over(used)
             && waiting.at > used.at
         {
-            self.change();
+            (self.used, self.waiting) = (self.waiting, None);
         }
     }
 
     /// Media came from a source that is the party's. Whether another pair is used from now on.
     pub(super) fn hear(&mut self, source: Place) -> bool {
-        if self.waiting.is_none_or(|waiting| waiting.source != source) {
-            self.heard = 0;
-            return false;
-        }
-        self.heard += 1;
-        let moved = self.heard >= HEARD;
+        let moved = self.waiting.is_some_and(|waiting| waiting.source == source);
         if moved {
-            self.change();
+            // Should this have been a late one, the next comes from the other pair again.
+            std::mem::swap(&mut self.used, &mut self.waiting);
         }
         moved
-    }
-
-    fn change(&mut self) {
-        (self.used, self.waiting, self.heard) = (self.waiting, None, 0);
     }
 }
 
@@ -119,11 +103,9 @@ mod tests {
         assert_eq!(used(6).used(), Some(at(2)));
         assert_eq!(used(7).used(), Some(at(1)), "said once each, and nothing since");
         let mut moves = used(2);
-        (0..4).for_each(|_| assert!(!moves.hear(at(1))));
-        assert!(!moves.hear(at(2)), "it still comes from there");
-        (0..4).for_each(|_| assert!(!moves.hear(at(1))));
-        assert!(moves.hear(at(1)));
+        assert!(!moves.hear(at(2)) && moves.hear(at(1)) && !moves.hear(at(1)));
         assert_eq!(moves.used(), Some(at(1)));
-        assert!(!moves.hear(at(2)));
+        assert!(moves.hear(at(2)), "that one was late");
+        assert_eq!(moves.used(), Some(at(2)));
     }
 }

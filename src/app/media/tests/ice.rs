@@ -225,11 +225,9 @@ fn of_two_sources_nominated_in_turn_media_keeps_to_the_higher_until_it_comes_fro
         assert_eq!(stand.packet(caller, SEEN, &rtp(8, round, 1)), Ok((callee, CALLEE.into())));
     }
     let mut stand = stand.restored();
-    for n in 3..8 {
-        assert_eq!(stand.packet(callee, CALLEE, &rtp(8, n, 2)), Ok((caller, SEEN.into())));
-        assert_eq!(stand.packet(caller, lower, &rtp(8, n, 1)), Ok((callee, CALLEE.into())));
-    }
-    assert_eq!(stand.packet(callee, CALLEE, &rtp(8, 9, 2)), Ok((caller, lower.into())));
+    assert_eq!(stand.packet(callee, CALLEE, &rtp(8, 3, 2)), Ok((caller, SEEN.into())));
+    assert_eq!(stand.packet(caller, lower, &rtp(8, 3, 1)), Ok((callee, CALLEE.into())));
+    assert_eq!(stand.packet(callee, CALLEE, &rtp(8, 4, 2)), Ok((caller, lower.into())));
 }
 
 #[test]
