@@ -3,8 +3,8 @@
 //! A bundle is all that one flush sends to a node as an owner. Its number comes back as an echo with the
 //! member's acks. With no bundle under way a flush goes at once; while one is, entries gather for its echo, so
 //! the busier a node is, the more entries share a datagram. A lane that has gathered [`GATHER_BYTES`], or whose echo is
-//! overdue, or of which something was lost (Nak), does not wait. Where nothing presses, because other members commit and answer what waits, it gathers for
-//! TANDEM_LAZY_AFTER: only there does anything wait for a timer.
+//! overdue, or of which something was lost (Nak), does not wait. Where nothing presses, because other members commit and
+//! answer what waits, it gathers for TANDEM_LAZY_AFTER: only there does anything wait for a timer.
 
 use crate::engine::Outbox;
 use crate::proto::owner::follower::FrameSink;

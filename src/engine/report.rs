@@ -10,7 +10,7 @@ use crate::types::{Nanos, NodeId, Now};
 const LOOK_EVERY: Nanos = Nanos::from_millis(5);
 const LOOK_AT_REST: Nanos = Nanos::from_millis(100);
 
-/// A member that is still one this many times as long after it was given up learns the slot where it is.
+/// A member that is still one this many times as long as a commit may take after it was given up learns the slot where it is.
 const TAUGHT_AFTER: u64 = 30;
 
 /// A recovery that takes this many times as long as a commit may take will not end without others.
@@ -141,10 +141,10 @@ impl<A: CallApp> Shard<A> {
 
     /// The map has dropped members that were given up long since, if it could.
     fn teach_lost(&mut self, now: Now) {
-        let patience = Nanos(self.config.blocked_after.0.saturating_mul(TAUGHT_AFTER));
         if !self.may_release(now.mono) {
             return;
         }
+        let patience = Nanos(self.config.blocked_after.0.saturating_mul(TAUGHT_AFTER));
         for index in 0..self.slots.len() {
             let owner = self.slots[index].owner.as_ref();
             if owner.is_some_and(|owner| owner.lost().next().is_some())

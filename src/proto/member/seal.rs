@@ -115,11 +115,6 @@ impl Member {
         self.owner
     }
 
-    /// Whether its log was dropped: see [`Refused::Lost`].
-    pub fn is_lost(&self) -> bool {
-        self.lost
-    }
-
     /// How many outputs are on the wire, as far as it was told.
     pub fn released(&self) -> Ordinal {
         self.told.1

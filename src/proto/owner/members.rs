@@ -104,8 +104,9 @@ impl Owner {
         let follower = &mut self.followers[index];
         let Some(needed) = follower.relearns else { return };
         if follower.lost && follower.started && follower.executed == follower.held {
-            follower.relearns = Some(needed.min(follower.outputs));
-            if follower.held >= stable && taken >= needed.min(follower.outputs) {
+            let unsaid = needed.min(follower.outputs);
+            follower.relearns = Some(unsaid);
+            if follower.held >= stable && taken >= unsaid {
                 (follower.lost, follower.lost_since, follower.outpaced) = (false, None, false);
             }
         }
@@ -120,9 +121,9 @@ impl Owner {
     }
 
     /// A member has answered this term's seal. One that stands within the log goes on from there, and one that has
-    /// dropped what it held with the first entry, if that is still kept; one that went on without the
-    /// others, or lacks what is not kept any more, has to be brought in again. Until then it keeps what it has: should all
-    /// others die, that is the best that is left.
+    /// dropped what it held with the first entry, if that is still kept; one that went on without the others, or lacks what
+    /// is not kept any more, has to be brought in again. Until then it keeps what it has: should all others die, that is the
+    /// best that is left.
     pub fn on_sealed(&mut self, node: NodeId, boot: Boot, sealed: &frame::Sealed) -> Result<(), Stale> {
         let index = self.current(node, boot, sealed.term.get(), sealed.join.get())?;
         if self.followers[index].place.is_some() || self.followers[index].learner {

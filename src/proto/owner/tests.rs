@@ -83,16 +83,20 @@ fn append(owner: &mut Owner) {
     owner.append(NOW, Entry { time: NOW, term: Term(1), kind }).unwrap();
 }
 
-fn ack(owner: &mut Owner, id: u16, held: u64) {
-    let ack = frame::Ack {
+fn ack_of(held: u64, executed: u64, outputs: u64) -> frame::Ack {
+    frame::Ack {
         term: 1.into(),
         join: 1.into(),
         held: held.into(),
-        executed: held.into(),
+        executed: executed.into(),
+        outputs: outputs.into(),
         deadline: u64::MAX.into(),
         ..frame::Ack::read_from_bytes(&[0; size_of::<frame::Ack>()]).unwrap()
-    };
-    owner.on_ack(NOW, NodeId(id), Boot(1), &ack).unwrap();
+    }
+}
+
+fn ack(owner: &mut Owner, id: u16, held: u64) {
+    owner.on_ack(NOW, NodeId(id), Boot(1), &ack_of(held, held, 0)).unwrap();
 }
 
 fn written(owner: &mut Owner, id: u16) -> Written {
@@ -275,13 +279,7 @@ fn what_a_learner_says_of_an_earlier_beginning_is_no_answer_to_its_start() {
     (0..2).for_each(|_| append(&mut owner));
     owner.teach(2);
     assert_eq!(written(&mut owner, 3).starts, [(5, frame::START_LEARN)]);
-    let old = frame::Ack {
-        term: 1.into(),
-        join: 1.into(),
-        held: 4.into(),
-        ..frame::Ack::read_from_bytes(&[0; size_of::<frame::Ack>()]).unwrap()
-    };
-    assert_eq!(owner.on_ack(NOW, NodeId(3), Boot(1), &old), Err(Stale::Term));
+    assert_eq!(owner.on_ack(NOW, NodeId(3), Boot(1), &ack_of(4, 0, 0)), Err(Stale::Term));
     assert!(!owner.followers()[2].started, "its Start may have been lost, and is repeated");
     ack(&mut owner, 3, 5);
     assert!(owner.followers()[2].started);
@@ -372,27 +370,19 @@ fn a_member_that_was_given_up_and_is_kept_learns_the_slot_where_it_is_and_counts
     append(&mut owner);
     let said = written(&mut owner, 2);
     assert_eq!((said.starts, said.segments), (vec![(2, frame::START_LEARN)], vec![(3, 1)]));
-    let acks = |executed: u64, outputs: u64| frame::Ack {
-        term: 1.into(),
-        join: 1.into(),
-        held: 3.into(),
-        executed: executed.into(),
-        outputs: outputs.into(),
-        ..frame::Ack::read_from_bytes(&[0; size_of::<frame::Ack>()]).unwrap()
-    };
     drop(written(&mut owner, 1));
     ack(&mut owner, 1, 3);
     for (executed, outputs) in [(0, 0), (3, 1)] {
-        owner.on_ack(NOW, NodeId(2), Boot(1), &acks(executed, outputs)).unwrap();
+        owner.on_ack(NOW, NodeId(2), Boot(1), &ack_of(3, executed, outputs)).unwrap();
         assert_eq!(owner.lost().count(), 1, "an output that it was only told of is not here");
         assert_eq!(owner.committed(), Position(0));
     }
     owner.outputs.push(b"an output");
-    owner.on_ack(NOW, NodeId(2), Boot(1), &acks(3, 2)).unwrap();
+    owner.on_ack(NOW, NodeId(2), Boot(1), &ack_of(3, 3, 2)).unwrap();
     assert_eq!((owner.lost().count(), owner.committed()), (0, Position(3)));
     assert!(!owner.followers()[1].may_lead(), "it could not send that output");
     owner.released = 1;
-    owner.on_ack(NOW, NodeId(2), Boot(1), &acks(3, 2)).unwrap();
+    owner.on_ack(NOW, NodeId(2), Boot(1), &ack_of(3, 3, 2)).unwrap();
     assert!(owner.followers()[1].may_lead());
 }
 
@@ -418,14 +408,7 @@ fn a_member_that_learns_where_it_is_and_falls_behind_begins_again() {
     (2..=7).for_each(|position| next(&mut owner, position));
     assert!(owner.followers()[2].outpaced && owner.log.is_empty(), "{owner:?}");
     owner.on_group(&group(&[1, 2, 3], &[]), |node| usize::from(node.0));
-    let late = frame::Ack {
-        term: 1.into(),
-        join: 1.into(),
-        held: 2.into(),
-        executed: 2.into(),
-        ..frame::Ack::read_from_bytes(&[0; size_of::<frame::Ack>()]).unwrap()
-    };
-    owner.on_ack(NOW, NodeId(3), Boot(1), &late).unwrap();
+    ack(&mut owner, 3, 2);
     assert_eq!(owner.lost().collect::<Vec<_>>(), [NodeId(3)], "it lacks what is gone");
     owner.on_trust(NodeId(3), None);
     owner.on_trust(NodeId(3), Some(Boot(1)));

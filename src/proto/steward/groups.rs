@@ -124,8 +124,7 @@ impl Steward {
             }
             let group = &mut draft.next.groups[at];
             if members != group.members {
-                let before = std::mem::replace(&mut group.members, members);
-                group.past.push(before);
+                succeed(group, members);
             }
             group.learners = learners;
             let Group { members, learners, .. } = group;
@@ -180,14 +179,8 @@ impl Steward {
             members.truncate(MAX_MEMBERS);
             let group = &mut draft.next.groups[at];
             group.learners.retain(|l| ready.iter().all(|r| r.node != l.node));
-            let before = std::mem::replace(&mut group.members, members);
-            group.past.push(before);
-            for member in ready {
-                match promoted.iter_mut().find(|(node, _)| *node == member.node) {
-                    Some((_, count)) => *count += 1,
-                    None => promoted.push((member.node, 1)),
-                }
-            }
+            succeed(group, members);
+            ready.iter().for_each(|m| note(&mut promoted, m.node));
         }
         draft.changes.extend(promoted.into_iter().map(|(node, count)| Change::Promoted(node, count)));
     }
@@ -279,17 +272,14 @@ impl Steward {
             return false;
         }
         let home = self.home_of(draft, at);
-        let before = group.members.clone();
-        let mut members = before.clone();
+        let mut members = group.members.clone();
         while members.len() > replicas
             && let Some(surplus) = members.iter().rposition(|m| !home.contains(&m.node))
         {
             note(dropped, members.remove(surplus).node);
         }
         members.sort_by_key(|m| home.iter().position(|n| *n == m.node).unwrap_or(usize::MAX));
-        let group = &mut draft.next.groups[at];
-        group.members = members;
-        group.past.push(before);
+        succeed(&mut draft.next.groups[at], members);
         true
     }
 
@@ -308,9 +298,7 @@ impl Steward {
             return;
         }
         leave.iter().for_each(|m| note(drained, m.node));
-        let group = &mut draft.next.groups[at];
-        let before = std::mem::replace(&mut group.members, stay);
-        group.past.push(before);
+        succeed(&mut draft.next.groups[at], stay);
     }
 
     /// Everything is complete: a few groups move toward their homes.
@@ -349,6 +337,11 @@ fn may_come_back(draft: &Draft<'_>, at: usize, patience: Nanos) -> bool {
         view.is_some() && draft.next.is_live(m.node, m.boot)
     };
     group.members.iter().chain(group.past.iter().flatten()).any(quiet)
+}
+
+/// The group has these members from now on; those before them are sealed too until they are confirmed out of use.
+fn succeed(group: &mut Group, members: Vec<MapMember>) {
+    group.past.push(std::mem::replace(&mut group.members, members));
 }
 
 fn note(counts: &mut Vec<(NodeId, usize)>, node: NodeId) {

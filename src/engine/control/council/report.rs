@@ -8,13 +8,13 @@ use crate::proto::steward::NodeReport;
 use crate::types::{Nanos, NodeId, NodeSet};
 use crate::wire::council::{self, ALL_MEMBERS, DRAIN_DONE, DRAINING, GRANTS, LEASE_OK, LostMember, Report};
 
+/// How old a report may be.
+const REPORT_AGE: Nanos = Nanos::from_millis(200);
+
 /// Pairs of a report.
 fn said(lost: &[LostMember]) -> impl Iterator<Item = (NodeId, GroupSet)> {
     lost.iter().map(|l| (NodeId(l.node.get()), GroupSet(l.groups.get())))
 }
-
-/// How old a report may be.
-const REPORT_AGE: Nanos = Nanos::from_millis(200);
 
 impl Council {
     /// How many voters say so of a node in their reports about the present map, this one included.
