@@ -302,7 +302,7 @@ impl<A: CallApp> Shard<A> {
                     }
                 }
             }
-            recovery.settle(group);
+            recovery.settle(group, lossy);
         }
         if lossy {
             self.counts.lossy_recoveries += 1;

@@ -216,7 +216,10 @@ impl Checker {
             if !history.may_be_lost() {
                 return Err(format!("invariant 2 (durable): {at}: a reply before it was lost"));
             }
-            history.lose(moment);
+            // What went on is not lost by it.
+            if !history.is_late(release.term) {
+                history.lose(moment);
+            }
             self.losses += 1;
         }
         let stamped = history.output(moment, index).stamped;

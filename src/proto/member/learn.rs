@@ -9,7 +9,7 @@ use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Term};
 use crate::wire::record::Entry;
 
 /// Entries a learner keeps while its snapshot is under way; more are refused, and it begins anew.
-pub(super) const MOST_BUFFERED: usize = 65_536;
+pub const MOST_BUFFERED: usize = 65_536;
 
 /// Where a slot's log stood when a snapshot of its calls was taken.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

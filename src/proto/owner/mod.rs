@@ -296,7 +296,7 @@ impl Owner {
             return Err(Refusal::WindowFull);
         }
         while self.log.len() as u64 >= self.config.window {
-            if !self.outpace_learner() && !self.demote_slowest() {
+            if !self.outpace_learner(|_| true) && !self.demote_slowest() {
                 return Err(Refusal::WindowFull);
             }
         }

@@ -52,6 +52,8 @@ pub struct Recovery {
     /// The member whose log survives, once that is known, and what has come of it.
     winner: Option<(Answer, RecordLog)>,
     settled: bool,
+    /// As settled: what members held that have died may be lost.
+    lossy: bool,
     safeguards: Safeguards,
 }
 
@@ -67,6 +69,7 @@ impl Recovery {
             released: 0,
             winner: None,
             settled: false,
+            lossy: false,
             safeguards,
         }
     }
@@ -197,16 +200,25 @@ impl Recovery {
         better
     }
 
-    /// Settles whose log survives, out of the answers of members of any version; none if nobody has anything.
-    pub fn settle(&mut self, group: &Group) {
+    /// Settles whose log survives, out of the answers of members of any version; none if nobody has anything. `lossy`:
+    /// though others may have held what these do not.
+    pub fn settle(&mut self, group: &Group, lossy: bool) {
         let best = self.best(group).copied();
-        self.settled = true;
+        (self.settled, self.lossy) = (true, lossy);
         self.winner = best.map(|best| (best, RecordLog::new(best.sealed.first.get().max(1))));
     }
 
     /// Whether the log that survives has outputs of which nobody knows that they are on the wire.
     pub fn owes(&self) -> bool {
-        self.winner.as_ref().is_some_and(|(answer, _)| answer.sealed.outputs.get() > self.released)
+        self.winner.as_ref().is_some_and(|(answer, _)| answer.sealed.outputs.get() > self.released_of(answer))
+    }
+
+    /// How many outputs of the log that survives are on the wire. Where others were lost, who held entries of a later term
+    /// may count some that this log has not.
+    fn released_of(&self, winner: &Answer) -> u64 {
+        let sealed = self.answers.iter().map(|answer| &answer.sealed);
+        let known = sealed.filter(|s| s.last_term.get() <= winner.sealed.last_term.get());
+        if self.lossy { known.map(|s| s.released.get()).max().unwrap_or(0) } else { self.released }
     }
 
     /// From whom entries are to be fetched, and from which position on; `None`: there is nothing more to fetch.
@@ -248,7 +260,7 @@ impl Recovery {
     /// The log that survived. Call it once there is nothing to fetch.
     pub fn survived(&mut self) -> Survived {
         let Some((answer, mut log)) = self.winner.take() else { return Survived::default() };
-        let sealed = &answer.sealed;
+        let (sealed, released) = (&answer.sealed, self.released_of(&answer));
         if log.is_empty() {
             log = RecordLog::new(sealed.held.get() + 1);
         }
@@ -257,7 +269,7 @@ impl Recovery {
             log,
             last_time: Nanos(sealed.last_time.get()),
             deadline: Nanos(sealed.deadline.get()),
-            released: Ordinal(self.released.min(sealed.outputs.get())),
+            released: Ordinal(released.min(sealed.outputs.get())),
         }
     }
 }
@@ -281,7 +293,7 @@ mod tests {
         recovery.on_sealed(NodeId(1), Boot(1), &sealed);
         recovery.on_sealed(NodeId(2), Boot(1), &sealed);
         assert!(!recovery.reconsider(&group), "not settled yet");
-        recovery.settle(&group);
+        recovery.settle(&group, false);
         recovery.on_sealed(NodeId(3), Boot(2), &frame::Sealed { held: 9.into(), ..sealed });
         assert!(!recovery.reconsider(&group), "a life that is no member");
         recovery.on_sealed(
@@ -292,8 +304,24 @@ mod tests {
         assert!(!recovery.reconsider(&group) && recovery.is_settled(), "the same log");
         recovery.on_sealed(NodeId(3), Boot(1), &frame::Sealed { held: 8.into(), ..sealed });
         assert!(recovery.reconsider(&group) && !recovery.is_settled());
-        recovery.settle(&group);
+        recovery.settle(&group, false);
         assert_eq!(recovery.fetch().map(|(node, _)| node), Some(NodeId(3)));
+    }
+
+    #[test]
+    fn what_a_learner_knows_of_a_branch_that_has_died_is_not_believed_of_the_one_that_is_left() {
+        let group = Group { members: vec![member(1, 1)], learners: vec![member(2, 3)], ..Group::default() };
+        let mut recovery = Recovery::new(Nanos::ZERO, Slot(0), Term(3), Safeguards::default());
+        let mut sealed = frame::Sealed::new_zeroed();
+        (sealed.term, sealed.join, sealed.last_term) = (3.into(), 1.into(), 1.into());
+        (sealed.first, sealed.held, sealed.outputs, sealed.released) =
+            (6.into(), 5.into(), 9.into(), 4.into());
+        recovery.on_sealed(NodeId(1), Boot(1), &sealed);
+        (sealed.join, sealed.last_term, sealed.released) = (3.into(), 2.into(), 7.into());
+        recovery.on_sealed(NodeId(2), Boot(1), &sealed);
+        recovery.settle(&group, true);
+        assert!(recovery.owes());
+        assert_eq!(recovery.survived().released, Ordinal(4));
     }
 
     #[test]

@@ -4,12 +4,11 @@
 //! (Nak). An output: the next trusted member is asked for its kept ones (hedge), long before anybody is
 //! declared dead. A node: the next header names another master, which is all a change of master takes.
 
-use super::Owner;
+use super::follower::Follower;
+use super::{Owner, Stale};
 use crate::proto::rtt::Rtt;
 use crate::types::{Boot, Nanos, NodeId, Position};
 use crate::wire::frame;
-
-use super::Stale;
 
 /// Hedges and probes back off by doubling up to this many times...
 const MOST_DOUBLINGS: u8 = 6;
@@ -164,10 +163,10 @@ impl Owner {
         self.update_stable();
     }
 
-    /// Stops keeping entries for a learner that lags behind everybody. Returns whether there was one.
-    pub(super) fn outpace_learner(&mut self) -> bool {
+    /// Stops keeping entries for a learner that lags behind everybody, of those that may be. Returns whether there was one.
+    pub(super) fn outpace_learner(&mut self, may_be: impl Fn(&Follower) -> bool) -> bool {
         let members = self.followers.iter().filter(|f| f.counted()).map(|f| f.held).min();
-        let behind = |f: &&mut super::Follower| f.learns() && f.waited_for();
+        let behind = |f: &&mut Follower| f.learns() && f.waited_for() && may_be(f);
         let Some(learner) = self.followers.iter_mut().filter(behind).min_by_key(|f| f.held) else {
             return false;
         };
@@ -182,8 +181,8 @@ impl Owner {
     /// As [`Owner::demote_slowest`], if that one is suspected or has missed several acks in a row; or stops keeping entries
     /// for a learner of which that is true.
     pub fn demote_lost(&mut self) -> bool {
-        let gone = |f: &super::Follower| !f.trusted || f.retries >= 3;
-        if self.followers.iter().any(|f| f.learns() && f.waited_for() && gone(f)) && self.outpace_learner() {
+        let gone = |f: &Follower| !f.trusted || f.retries >= 3;
+        if self.outpace_learner(gone) {
             return true;
         }
         let tail = self.tail();

@@ -148,6 +148,37 @@ fn a_learner_that_was_not_waited_for_begins_anew_or_counts_for_nothing() {
 }
 
 #[test]
+fn what_is_not_committed_is_kept_whoever_counts_for_nothing() {
+    let mut owner = owner_of(8, &group(&[1, 2], &[3]));
+    append(&mut owner);
+    (1..=2).for_each(|id| ack(&mut owner, id, 1));
+    owner.on_trust(NodeId(3), None);
+    assert!(owner.outpace_learner(|_| true));
+    owner.on_group(&group(&[1, 3], &[]), |node| usize::from(node.0));
+    append(&mut owner);
+    ack(&mut owner, 1, 2);
+    assert_eq!(owner.lost().collect::<Vec<_>>(), [NodeId(3)]);
+    assert_eq!(
+        (owner.committed(), owner.stable()),
+        (Position(1), Position(1)),
+        "one of two members holds it"
+    );
+}
+
+#[test]
+fn of_two_learners_the_silent_one_is_not_waited_for() {
+    let mut owner = owner_of(8, &group(&[1, 2], &[3, 4]));
+    (1..=2).for_each(|_| append(&mut owner));
+    (1..=2).for_each(|id| ack(&mut owner, id, 2));
+    drop(written(&mut owner, 4));
+    ack(&mut owner, 4, 1);
+    owner.on_trust(NodeId(4), None);
+    assert!(owner.demote_lost());
+    let outpaced: Vec<bool> = owner.followers().iter().map(|f| f.outpaced).collect();
+    assert_eq!(outpaced, [false, false, false, true], "though the other one holds less");
+}
+
+#[test]
 fn a_learner_that_was_sent_all_and_acked_nothing_is_not_probed_with_what_is_gone() {
     let mut owner = owner(4);
     for position in 1..=6 {
@@ -300,9 +331,9 @@ fn what_a_member_knew_to_be_on_the_wire_outlives_it() {
     };
     assert!(recovery.on_sealed(NodeId(1), Boot(1), &sealed(5, 5)));
     assert!(recovery.on_sealed(NodeId(2), Boot(1), &sealed(4, 2)));
-    recovery.settle(&group(&[1, 2], &[]));
+    recovery.settle(&group(&[1, 2], &[]), false);
     recovery.give_up_on(NodeId(1));
-    recovery.settle(&group(&[1, 2], &[]));
+    recovery.settle(&group(&[1, 2], &[]), false);
     let survived = recovery.survived();
     assert_eq!((survived.log.next(), survived.released), (5, Ordinal(4)), "but not more than there is");
 }

@@ -52,6 +52,8 @@ pub(super) struct History {
     /// A commit set has died: what it held may be lost; since the frontier was there.
     broken: bool,
     may_be_lost: bool,
+    /// The highest term of an owner that something was released of.
+    newest: Term,
     /// Where each packet was executed.
     packets: BTreeMap<u32, Vec<usize>>,
     /// Packets that must be executed; in a world whose owner never dies, in this order.
@@ -97,6 +99,7 @@ impl History {
             frontier: GENESIS,
             broken: false,
             may_be_lost: false,
+            newest: Term::default(),
             packets: BTreeMap::new(),
             accepted: Vec::new(),
             executed: 0,
@@ -304,6 +307,12 @@ impl History {
         self.may_be_lost
     }
 
+    /// Whether what is released in `term` is a word of an owner that another one's replies have overtaken: another
+    /// node's kernel, or the network, has held it until now.
+    pub(super) fn is_late(&self, term: Term) -> bool {
+        term < self.newest
+    }
+
     /// The cluster goes on without what was released so far, from `moment`.
     pub(super) fn lose(&mut self, moment: usize) {
         (self.frontier, self.may_be_lost) = (moment, self.broken);
@@ -319,6 +328,9 @@ impl History {
         term: Term,
         by: Life,
     ) -> Result<bool, String> {
+        let (may_be_lost, knew) = (self.may_be_lost, self.knew.get(&term).copied());
+        let late = self.is_late(term) && !self.is_on_path(moment);
+        self.newest = term.max(self.newest);
         if self.holds(moment, self.frontier) {
             self.frontier = moment;
         }
@@ -332,11 +344,14 @@ impl History {
         }
         let again = !output.releases.is_empty();
         let other_term = output.releases.iter().all(|(t, _)| *t != term);
-        if again && other_term && self.knew.get(&term).is_some_and(|knew| ordinal < *knew) {
+        if again && other_term && !may_be_lost && knew.is_some_and(|knew| ordinal < knew) {
             return Err(format!("invariant 3 (exactly once): {at} released again, which a survivor knew"));
         }
         output.releases.push((term, by));
         let key = output.sent.key;
+        if late {
+            return Ok(again);
+        }
         let last = self.last.get(&key).copied();
         let back = |(t, before, most): (Term, u64, u64)| {
             !again && (ordinal < most || t == term && ordinal <= before)
