@@ -304,7 +304,7 @@ const ONCE_FAILED: [(Option<Worlds>, u64); 20] = [
     (None, 238_595),
     // Members keep what a learner lacks that is about to be one of them.
     (None, 137_390),
-    // Members drop only what a commit set holds.
+    // Members drop only what is committed.
     (None, 397_631),
     // Where updates were lost, what is on the wire of a branch that has died is no count of the other one's.
     (None, 474_943),

@@ -81,6 +81,8 @@ impl Member {
             return Err(Refused::Behind);
         }
         self.install(term, owner);
+        // What others had produced beyond its own outputs was perhaps of another log.
+        self.told.1 = self.told.1.min(Ordinal(self.outputs.next()));
         Ok(())
     }
 

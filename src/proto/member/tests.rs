@@ -3,7 +3,7 @@
 use super::{Kept, Machine, Member, Refused, SnapshotHead};
 use crate::proto::Safeguards;
 use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Slot, Term};
-use crate::wire::frame::{LOST, START_ANEW, START_LEARN, Segment, Start};
+use crate::wire::frame::{LOST, START_ANEW, START_LEARN, Segment, Start, Told};
 use crate::wire::record::{Entry, EntryKind};
 use zerocopy::FromZeros;
 
@@ -70,6 +70,19 @@ fn a_promise_freezes_the_log_until_the_new_owner_goes_on_from_it() {
     member.on_start(&start(3, 4, 0), OWNER, &mut machine).unwrap();
     take(&mut member, &mut machine, 3, 5, 5).unwrap();
     assert_eq!(member.on_seal(Term(4), Nanos::MAX).unwrap().last_term.get(), 3);
+}
+
+#[test]
+fn what_an_owner_counted_of_outputs_not_made_here_is_forgotten_with_it() {
+    let (mut member, mut machine) = (member(), Counter::default());
+    member.on_start(&start(1, 0, 0), OWNER, &mut machine).unwrap();
+    take(&mut member, &mut machine, 1, 1, 4).unwrap();
+    let told = Told { slot: 3.into(), term: 1.into(), released: 7.into() };
+    member.on_told(&told, OWNER).unwrap();
+    assert_eq!(member.told.1, Ordinal(7));
+    member.on_seal(Term(2), Nanos::MAX).unwrap();
+    member.on_start(&start(2, 4, 0), OWNER, &mut machine).unwrap();
+    assert_eq!(member.told.1, Ordinal(0), "those that it makes next may be others");
 }
 
 #[test]

@@ -72,15 +72,14 @@ impl Owner {
         }
     }
 
-    /// Drops the entries that every member holds, and every learner that is being waited for: who is promoted lacks
-    /// nothing that others have dropped. Not while those who count are no commit set: what a member has dropped a later
-    /// owner takes for what a commit set held. Returns whether `stable` grew.
+    /// Drops the entries that are committed and that every member holds, and every learner that is being waited for: who
+    /// is promoted lacks nothing that others have dropped, and what a member has dropped a later owner takes for
+    /// committed. Returns whether `stable` grew.
     pub(super) fn update_stable(&mut self) -> bool {
         let before = self.stable;
         let held = self.followers.iter().filter(|f| f.waited_for()).map(|f| f.held).min();
-        let counted = self.followers.iter().filter(|f| f.counted()).map(|f| f.node);
-        if let Some(stable) = held.filter(|_| self.is_commit_set(counted)) {
-            self.stable = self.stable.max(stable);
+        if let Some(stable) = held.filter(|_| self.followers.iter().any(Follower::counted)) {
+            self.stable = self.stable.max(stable.min(self.committed));
         }
         if let Some(term) = self.term_at(self.stable.min(self.tail())) {
             self.before = term;

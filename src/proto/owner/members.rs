@@ -77,8 +77,10 @@ impl Owner {
     pub fn teach_lost(&mut self, now: Nanos, patience: Nanos) -> bool {
         let can_give = |f: &Follower| f.counted() && f.trusted && f.started;
         let whole = self.followers.iter().filter(|f| can_give(f)).map(|f| f.node);
-        let busy = self.followers.iter().any(|f| f.trusted && f.learns());
-        let unsettled = self.is_commit_set(whole.clone()) && !self.is_confirmed();
+        let enough = self.is_commit_set(whole.clone());
+        // Without a commit set nothing is released, and a learner of the map waits for that for ever.
+        let busy = self.followers.iter().any(|f| f.trusted && f.learns() && (enough || f.relearns.is_some()));
+        let unsettled = enough && !self.is_confirmed();
         let may = whole.count() > 0 && !busy && !unsettled;
         let mut found = None;
         for (index, follower) in self.followers.iter_mut().enumerate() {

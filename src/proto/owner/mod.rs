@@ -288,17 +288,10 @@ impl Owner {
 
     /// Appends a packet stamped `time` (or the last entry's time, if that is later).
     pub fn append(&mut self, now: Nanos, entry: Entry<'_>) -> Result<Position, Refusal> {
-        if self.tail().0 - self.answered.0 >= self.config.window {
-            return Err(Refusal::WindowFull);
-        }
-        // While the kernel takes nothing, members keep every output and the driver's queue grows.
-        if self.outputs.next() - self.released >= self.config.window.saturating_mul(UNSENT_PER_ENTRY) {
-            return Err(Refusal::WindowFull);
-        }
-        while self.log.len() as u64 >= self.config.window {
-            if !self.outpace_learner(|_| true) && !self.demote_slowest() {
-                return Err(Refusal::WindowFull);
-            }
+        // Without the first entry of this term nothing that fills the window is ever committed.
+        let opens = entry.kind == EntryKind::Tick && self.tail() < self.floor;
+        if !opens {
+            self.make_room()?;
         }
         if self.answered == self.tail() {
             self.waiting_since = now;
@@ -315,6 +308,23 @@ impl Owner {
             self.tick = Some(position);
         }
         Ok(position)
+    }
+
+    /// Whether the window has room for an entry, if need be without those who hold least.
+    fn make_room(&mut self) -> Result<(), Refusal> {
+        if self.tail().0 - self.answered.0 >= self.config.window {
+            return Err(Refusal::WindowFull);
+        }
+        // While the kernel takes nothing, members keep every output and the driver's queue grows.
+        if self.outputs.next() - self.released >= self.config.window.saturating_mul(UNSENT_PER_ENTRY) {
+            return Err(Refusal::WindowFull);
+        }
+        while self.log.len() as u64 >= self.config.window {
+            if !self.outpace_learner(|_| true) && !self.demote_slowest() {
+                return Err(Refusal::WindowFull);
+            }
+        }
+        Ok(())
     }
 
     /// When the slot's next tick is due, in logical time; `Nanos::MAX`: no timer, or one is in flight. At once, as long as

@@ -13,6 +13,9 @@ use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Slot, Term};
 use crate::wire::frame::{self, LOST};
 use crate::wire::record::Entry;
 
+/// Terms of last entries that answers are told apart by: more than there are nodes that share a slot.
+const MOST_TERMS: usize = 64;
+
 /// A member's answer to the seal.
 #[derive(Copy, Clone, Debug)]
 struct Answer {
@@ -47,8 +50,9 @@ pub struct Recovery {
     answers: Vec<Answer>,
     /// Members that have dropped what they held.
     lost: Vec<Answer>,
-    /// How many outputs are on the wire, as far as anybody who answered knew: those may have ended since.
-    released: u64,
+    /// How many outputs are on the wire, as far as anybody who answered knew, those included who have ended since: of each
+    /// term of the last entry that they held.
+    released: Vec<(u32, u64)>,
     /// The member whose log survives, once that is known, and what has come of it.
     winner: Option<(Answer, RecordLog)>,
     settled: bool,
@@ -66,7 +70,7 @@ impl Recovery {
             began: now,
             answers: Vec::new(),
             lost: Vec::new(),
-            released: 0,
+            released: Vec::new(),
             winner: None,
             settled: false,
             lossy: false,
@@ -98,7 +102,7 @@ impl Recovery {
         let answer = Answer { node, boot, sealed: *sealed };
         let lost = sealed.last_term.get() == LOST;
         if !lost {
-            self.released = self.released.max(sealed.released.get());
+            self.note_released(sealed.last_term.get(), sealed.released.get());
         }
         let list = if lost { &mut self.lost } else { &mut self.answers };
         // As the later member it was, it has lost what it held as the earlier ones, too.
@@ -213,12 +217,20 @@ impl Recovery {
         self.winner.as_ref().is_some_and(|(answer, _)| answer.sealed.outputs.get() > self.released_of(answer))
     }
 
+    fn note_released(&mut self, last_term: u32, released: u64) {
+        if let Some((_, known)) = self.released.iter_mut().find(|(of, _)| *of == last_term) {
+            *known = released.max(*known);
+        } else if self.released.len() < MOST_TERMS {
+            self.released.push((last_term, released));
+        }
+    }
+
     /// How many outputs of the log that survives are on the wire. Where others were lost, who held entries of a later term
     /// may count some that this log has not.
     fn released_of(&self, winner: &Answer) -> u64 {
-        let sealed = self.answers.iter().map(|answer| &answer.sealed);
-        let known = sealed.filter(|s| s.last_term.get() <= winner.sealed.last_term.get());
-        if self.lossy { known.map(|s| s.released.get()).max().unwrap_or(0) } else { self.released }
+        let last_term = winner.sealed.last_term.get();
+        let known = self.released.iter().filter(|(of, _)| !self.lossy || *of <= last_term);
+        known.map(|(_, released)| *released).max().unwrap_or(0)
     }
 
     /// From whom entries are to be fetched, and from which position on; `None`: there is nothing more to fetch.

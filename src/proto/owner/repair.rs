@@ -170,7 +170,8 @@ impl Owner {
         let Some(learner) = self.followers.iter_mut().filter(behind).min_by_key(|f| f.held) else {
             return false;
         };
-        if members.is_none_or(|members| learner.held >= members) {
+        // Nothing would be gained.
+        if members.is_none_or(|members| learner.held >= members) || learner.held >= self.committed {
             return false;
         }
         learner.outpaced = true;

@@ -214,7 +214,7 @@ fn learners_that_were_outpaced_together_are_not_sent_what_is_gone() {
 }
 
 #[test]
-fn an_owner_whose_recovered_log_fills_the_window_still_wants_an_entry_of_its_own_term() {
+fn an_entry_of_its_own_term_is_taken_by_an_owner_whose_recovered_log_fills_the_window() {
     let mut log = RecordLog::new(1);
     let entry = Entry { time: NOW, term: Term(1), kind: EntryKind::Tick };
     (0..4).for_each(|_| assert!(log.push_with(|bytes| entry.write(bytes)) > 0));
@@ -231,11 +231,31 @@ fn an_owner_whose_recovered_log_fills_the_window_still_wants_an_entry_of_its_own
     let lane = |node: NodeId| usize::from(node.0);
     let mut owner = Owner::new(Slot(0), Term(2), config, survived, &group(&[1, 2], &[]), lane);
     let tick = || Entry { time: NOW, term: Term(2), kind: EntryKind::Tick };
-    assert_eq!(owner.append(NOW, tick()), Err(Refusal::WindowFull));
-    assert_eq!(owner.tick_due(), Nanos::ZERO, "it is tried again");
-    owner.config.window = 8;
+    assert_eq!(owner.tick_due(), Nanos::ZERO);
     owner.append(NOW, tick()).unwrap();
     assert_eq!(owner.tick_due(), Nanos::MAX);
+    assert_eq!(owner.append(NOW, tick()), Err(Refusal::WindowFull), "one is enough");
+    for (held, stable) in [(4, 0), (5, 5)] {
+        for id in [1, 2] {
+            owner.on_trust(NodeId(id), Some(Boot(1)));
+            owner.on_sealed(NodeId(id), Boot(1), &frame::Sealed { term: 2.into(), ..sealed(1, 4) }).unwrap();
+            let ack = frame::Ack { term: 2.into(), ..ack_of(held, held, 0) };
+            owner.on_ack(NOW, NodeId(id), Boot(1), &ack).unwrap();
+        }
+        assert_eq!(owner.stable(), Position(stable), "both hold {held}");
+    }
+}
+
+#[test]
+fn a_learner_that_waits_for_replies_keeps_no_member_from_learning_where_it_is() {
+    let mut owner = owner_of(8, &group(&[1, 2], &[3]));
+    append(&mut owner);
+    (1..=2).for_each(|id| ack(&mut owner, id, 1));
+    append(&mut owner);
+    owner.discount(0);
+    let patience = Nanos::from_secs(1);
+    assert!(!owner.teach_lost(NOW, patience), "it has just been lost");
+    assert!(owner.teach_lost(NOW + patience, patience), "nothing is committed with one of two");
 }
 
 #[test]
@@ -331,11 +351,13 @@ fn what_a_member_knew_to_be_on_the_wire_outlives_it() {
     };
     assert!(recovery.on_sealed(NodeId(1), Boot(1), &sealed(5, 5)));
     assert!(recovery.on_sealed(NodeId(2), Boot(1), &sealed(4, 2)));
-    recovery.settle(&group(&[1, 2], &[]), false);
-    recovery.give_up_on(NodeId(1));
-    recovery.settle(&group(&[1, 2], &[]), false);
-    let survived = recovery.survived();
-    assert_eq!((survived.log.next(), survived.released), (5, Ordinal(4)), "but not more than there is");
+    for lossy in [false, true] {
+        recovery.settle(&group(&[1, 2], &[]), lossy);
+        recovery.give_up_on(NodeId(1));
+        recovery.settle(&group(&[1, 2], &[]), lossy);
+        let survived = recovery.survived();
+        assert_eq!((survived.log.next(), survived.released), (5, Ordinal(4)), "but not more than there is");
+    }
 }
 
 fn sealed(last_term: u32, held: u64) -> frame::Sealed {
