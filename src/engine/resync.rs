@@ -11,7 +11,7 @@ use crate::wire::frame::{self, Frame};
 use std::collections::VecDeque;
 
 /// Slots pulled at a time: small ones are paid for by the round trip, not by the byte.
-const AT_A_TIME: usize = 32;
+const AT_A_TIME: usize = 128;
 /// No further slot is begun with while so many bytes are asked for, or so many are to be held at once: large slots
 /// neither fill the receive buffer nor the memory. At a limited rate no more is held than comes in a second, so that
 /// each is asked for often enough for its donor to keep it.
