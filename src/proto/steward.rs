@@ -15,7 +15,7 @@ mod tests;
 
 use std::fmt;
 
-use crate::proto::map::{ClusterMap, GroupSet, MapAddress, MapMember, MapNode, MapShape, NodeState};
+use crate::proto::map::{ClusterMap, Group, GroupSet, MapAddress, MapMember, MapNode, MapShape, NodeState};
 use crate::types::{Boot, Nanos, NodeId, NodeSet, Term};
 
 /// How long the first map waits for nodes that are not there yet, once all voters are.
@@ -372,7 +372,10 @@ impl Steward {
         let MapAddress { owner, boot, .. } = draft.next.addresses[number];
         let host = |node: NodeId| draft.next.node(node).map(|n| n.host);
         let suited = |node: NodeId| {
-            let member_of = draft.next.groups.iter().filter(|g| g.member(node).is_some()).count();
+            // A later life holds nothing of what the groups name it for.
+            let boot = draft.next.node(node).map(|n| n.boot);
+            let is_member = |g: &&Group| g.member(node).is_some_and(|m| Some(m.boot) == boot);
+            let member_of = draft.next.groups.iter().filter(is_member).count();
             let owns = draft.next.addresses.iter().filter(|a| a.owner == node).count();
             let silent = draft.view(node).map_or(0, |v| v.silent_votes);
             let elsewhere = host(node) != host(owner);

@@ -13,7 +13,7 @@ mod loss;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use self::history::History;
+use self::history::{History, Leaving};
 use crate::app::Inbound;
 use crate::proto::map::{ClusterMap, MapMember};
 use crate::sim::test_app::{Execution, Sent, output_place};
@@ -47,6 +47,8 @@ pub struct Release<'a> {
     pub to: Endpoint,
     /// The bytes.
     pub bytes: &'a [u8],
+    /// Since when the sender's driver had it.
+    pub handed: Nanos,
 }
 
 /// The checker of one world.
@@ -187,12 +189,12 @@ impl Checker {
 
     /// A reply left for a client. Invariants 2 (durable), 3 (exactly once), 4 (one releaser) and 5 (in order).
     pub fn released(&mut self, now: Nanos, release: Release<'_>) {
-        if let Err(what) = self.try_released(release) {
+        if let Err(what) = self.try_released(now, release) {
             self.fail(now, what);
         }
     }
 
-    fn try_released(&mut self, release: Release<'_>) -> Result<(), String> {
+    fn try_released(&mut self, now: Nanos, release: Release<'_>) -> Result<(), String> {
         let Some((slot, position)) = output_place(release.bytes) else {
             return Err(format!("invariant 3 (exactly once): {} bytes nobody sent", release.bytes.len()));
         };
@@ -212,18 +214,17 @@ impl Checker {
         let Some((moment, index)) = history.find(position, |sent| same(sent, &release))? else {
             return Err(format!("invariant 2 (durable): {at}: no member has sent these bytes"));
         };
-        if !history.is_on_path(moment) {
+        let leaving = Leaving { term: release.term, by: release.by, handed: release.handed, now };
+        // What went on is not lost by a late word.
+        if !history.is_on_path(moment) && !history.is_late(&leaving) {
             if !history.may_be_lost() {
                 return Err(format!("invariant 2 (durable): {at}: a reply before it was lost"));
             }
-            // What went on is not lost by it.
-            if !history.is_late(release.term) {
-                history.lose(moment);
-            }
+            history.lose(moment);
             self.losses += 1;
         }
         let stamped = history.output(moment, index).stamped;
-        self.duplicates += u64::from(history.release(moment, index, release.term, release.by)?);
+        self.duplicates += u64::from(history.release(moment, index, &leaving)?);
         let holders = history.holders(moment);
         let in_term = |map: &&Arc<ClusterMap>| map.owner(Slot(slot)).term == release.term;
         let mut maps = self.agreed.iter().filter(in_term);

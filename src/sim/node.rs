@@ -83,6 +83,8 @@ pub struct Reply {
     pub to: Endpoint,
     /// Its bytes.
     pub bytes: Vec<u8>,
+    /// Since when the driver has it.
+    pub handed: Nanos,
     /// It has left, or was dropped for good.
     pub gone: bool,
 }
@@ -111,7 +113,8 @@ impl Outbox for Sends {
 
     fn client(&mut self, slot: Slot, local: LocalId, to: Endpoint, bytes: &[u8]) {
         let (term, address) = (Term(0), (0, Term(0)));
-        self.clients.push(Reply { slot, term, address, local, to, bytes: bytes.to_vec(), gone: false });
+        let (bytes, handed) = (bytes.to_vec(), Nanos::ZERO);
+        self.clients.push(Reply { slot, term, address, local, to, bytes, handed, gone: false });
     }
 }
 

@@ -75,13 +75,12 @@ impl Owner {
     /// it counts for nothing, and tells other owners that it holds nothing; so it is one at a time, and none while what it
     /// holds may be needed and the others can see to it that it is not. Returns whether one begins.
     pub fn teach_lost(&mut self, now: Nanos, patience: Nanos) -> bool {
-        let can_give = |f: &Follower| f.counted() && f.trusted && f.started;
-        let whole = self.followers.iter().filter(|f| can_give(f)).map(|f| f.node);
-        let enough = self.is_commit_set(whole.clone());
+        let whole = self.followers.iter().filter(|f| f.counted() && f.started);
+        let enough = self.is_commit_set(whole.clone().map(|f| f.node));
         // Without a commit set nothing is released, and a learner of the map waits for that for ever.
         let busy = self.followers.iter().any(|f| f.trusted && f.learns() && (enough || f.relearns.is_some()));
         let unsettled = enough && !self.is_confirmed();
-        let may = whole.count() > 0 && !busy && !unsettled;
+        let may = whole.clone().any(|f| f.trusted) && !busy && !unsettled;
         let mut found = None;
         for (index, follower) in self.followers.iter_mut().enumerate() {
             if !follower.lost || follower.learns() || follower.diverged {

@@ -199,9 +199,9 @@ impl Owner {
         let behind = counted().filter(|(_, f)| f.held < self.tail());
         // One that is suspected first: it may never come back, and the others would wait for it.
         let Some((index, slowest)) = behind.min_by_key(|(_, f)| (f.trusted, f.held)) else { return false };
-        // Only for those who live and hold more: otherwise nothing would be gained.
+        // Only for those who live and hold more, and only if more is committed: otherwise nothing would be gained.
         let ahead = counted().filter(|(_, f)| f.trusted && f.held > slowest.held);
-        if !self.is_commit_set(ahead.map(|(_, f)| f.node)) {
+        if slowest.held >= self.committed || !self.is_commit_set(ahead.map(|(_, f)| f.node)) {
             return false;
         }
         self.discount(index);

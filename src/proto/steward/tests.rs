@@ -156,6 +156,15 @@ fn a_node_on_its_own_gets_its_address_back_in_its_next_life() {
 }
 
 #[test]
+fn an_address_goes_to_a_node_that_holds_slots_and_not_to_one_that_has_just_come_back() {
+    let mut site = Site::new(&[1, 2, 3], 3);
+    site.settle();
+    (1..=2).for_each(|node| site.view(node).heard_boot = Some(Boot(2)));
+    site.step();
+    assert_eq!(site.map.addresses[0].owner, NodeId(3));
+}
+
+#[test]
 fn masterships_are_even_and_a_dead_nodes_fall_to_all_the_others() {
     let mut site = Site::new(&[1, 2, 3], 3);
     site.settle();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::{Life, packet_number};
 use crate::sim::model::Model;
 use crate::sim::test_app::{Execution, Sent, What};
-use crate::types::{CallKey, Endpoint, LocalId, Term};
+use crate::types::{CallKey, Endpoint, LocalId, Nanos, Term};
 
 /// The moment before anything was executed.
 const GENESIS: usize = 0;
@@ -16,6 +16,14 @@ const GENESIS: usize = 0;
 struct Output {
     sent: Sent,
     releases: Vec<(Term, Life)>,
+}
+
+/// How an output leaves: of which owner's term, from which node, since when that one's driver has had it, and now.
+pub(super) struct Leaving {
+    pub(super) term: Term,
+    pub(super) by: Life,
+    pub(super) handed: Nanos,
+    pub(super) now: Nanos,
 }
 
 /// One execution, in the tree.
@@ -52,8 +60,10 @@ pub(super) struct History {
     /// A commit set has died: what it held may be lost; since the frontier was there.
     broken: bool,
     may_be_lost: bool,
-    /// The highest term of an owner that something was released of.
-    newest: Term,
+    /// The highest term of an owner that something was released of, and since when.
+    newest: (Term, Nanos),
+    /// Something was lost, or may be.
+    had_losses: bool,
     /// Where each packet was executed.
     packets: BTreeMap<u32, Vec<usize>>,
     /// Packets that must be executed; in a world whose owner never dies, in this order.
@@ -99,7 +109,8 @@ impl History {
             frontier: GENESIS,
             broken: false,
             may_be_lost: false,
-            newest: Term::default(),
+            newest: (Term::default(), Nanos::ZERO),
+            had_losses: false,
             packets: BTreeMap::new(),
             accepted: Vec::new(),
             executed: 0,
@@ -301,16 +312,18 @@ impl History {
     pub(super) fn set_broken(&mut self, broken: bool) {
         self.broken = broken;
         self.may_be_lost |= broken;
+        self.had_losses |= broken;
     }
 
     pub(super) fn may_be_lost(&self) -> bool {
         self.may_be_lost
     }
 
-    /// Whether what is released in `term` is a word of an owner that another one's replies have overtaken: another
-    /// node's kernel, or the network, has held it until now.
-    pub(super) fn is_late(&self, term: Term) -> bool {
-        term < self.newest
+    /// Whether it is a word of an owner, from before something was lost, that replies of a later owner have overtaken while
+    /// a node's kernel held it.
+    pub(super) fn is_late(&self, leaving: &Leaving) -> bool {
+        let (newest, since) = self.newest;
+        self.had_losses && leaving.term < newest && leaving.handed < since
     }
 
     /// The cluster goes on without what was released so far, from `moment`.
@@ -321,16 +334,13 @@ impl History {
     }
 
     /// An output leaves. Whether that is a duplicate, of those that are allowed.
-    pub(super) fn release(
-        &mut self,
-        moment: usize,
-        index: usize,
-        term: Term,
-        by: Life,
-    ) -> Result<bool, String> {
+    pub(super) fn release(&mut self, moment: usize, index: usize, leaving: &Leaving) -> Result<bool, String> {
+        let Leaving { term, by, now, .. } = *leaving;
         let (may_be_lost, knew) = (self.may_be_lost, self.knew.get(&term).copied());
-        let late = self.is_late(term) && !self.is_on_path(moment);
-        self.newest = term.max(self.newest);
+        let late = self.is_late(leaving) && !self.is_on_path(moment);
+        if term > self.newest.0 {
+            self.newest = (term, now);
+        }
         if self.holds(moment, self.frontier) {
             self.frontier = moment;
         }

@@ -128,6 +128,7 @@ impl World {
         let map = shell.shard.map();
         let address = usize::from(map.endpoints[usize::from(crate::sim::layout::number(reply.local))]);
         reply.address = (address, map.addresses[address].term);
+        reply.handed = self.now;
         let owner = map.owner(reply.slot);
         reply.term = owner.term;
         if (owner.owner, owner.boot) == me {
@@ -266,8 +267,8 @@ impl World {
                 )
             });
             self.coverage.released += 1;
-            let Reply { slot: Slot(slot), term, address, local, to, ref bytes, .. } = *reply;
-            self.checker.released(self.now, Release { slot, term, by, address, local, to, bytes });
+            let Reply { slot: Slot(slot), term, address, local, to, ref bytes, handed, .. } = *reply;
+            self.checker.released(self.now, Release { slot, term, by, address, local, to, bytes, handed });
         }
         let gone = replies.iter().take_while(|reply| reply.gone).count();
         replies.drain(..gone);
