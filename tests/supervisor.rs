@@ -5,6 +5,7 @@ mod harness;
 use harness::{Ended, Folder, Process, assert_no_panic, children, lives, run, tandem, until};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use tandem::io::operator::{STATUS, ask};
 use tandem::io::sys_process::{Signal, signal};
@@ -28,10 +29,22 @@ struct Pair {
     _folder: Folder,
 }
 
+/// A socket on a port that stays free while its engine is away: below those that the kernel gives to whoever asks for
+/// any (`ip_local_port_range`), and with room for the node's others behind it.
+fn free() -> UdpSocket {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = (std::process::id() % 500) as u16 * 16;
+    loop {
+        let port = 20_000 + (first + NEXT.fetch_add(8, Ordering::Relaxed)) % 12_000;
+        if let Ok(socket) = UdpSocket::bind(("127.0.0.1", port)) {
+            return socket;
+        }
+    }
+}
+
 impl Pair {
     fn start(settings: &[(&str, &str)]) -> Pair {
         let folder = Folder::new();
-        let free = || UdpSocket::bind("127.0.0.1:0").unwrap();
         let (own, peer, service) = (free(), free(), free());
         let at = |socket: &UdpSocket| socket.local_addr().unwrap();
         let (control, nodes) = (at(&own), format!("1@a={},2@b={}", at(&own), at(&peer)));
