@@ -310,7 +310,7 @@ const ONCE_FAILED: [(Option<Worlds>, u64); 20] = [
     (None, 474_943),
     // What is sent again waits for no echo.
     (None, 115_504),
-    // The checker: a learner that mistakes all others for silent keeps what comes.
+    // The checker: a learner that mistakes all others for silent keeps what comes, up to a limit of its own.
     (None, 515_506),
     // The checker: what a kernel has held since before a commit set died takes nothing back of what went on.
     (None, 310_439),

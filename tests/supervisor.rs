@@ -34,12 +34,9 @@ struct Pair {
 fn free() -> UdpSocket {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = (std::process::id() % 500) as u16 * 16;
-    loop {
-        let port = 20_000 + (first + NEXT.fetch_add(8, Ordering::Relaxed)) % 12_000;
-        if let Ok(socket) = UdpSocket::bind(("127.0.0.1", port)) {
-            return socket;
-        }
-    }
+    let ports = (0..1_000).map(|_| 20_000 + first + NEXT.fetch_add(8, Ordering::Relaxed) % 4_000);
+    let socket = ports.into_iter().find_map(|port| UdpSocket::bind(("127.0.0.1", port)).ok());
+    socket.expect("a free UDP port of 127.0.0.1 from 20000 to 32000")
 }
 
 impl Pair {

@@ -286,7 +286,7 @@ impl<A: CallApp> Shard<A> {
                 masters[usize::from(owner.master().0)] += 1;
                 stats.slots_short += u64::from(owner.whole().0 < usize::from(self.map.replicas));
                 stats.waiting += owner.tail().0 - owner.answered().0;
-                add_retained(&mut stats, owner.retained());
+                add_retained(&mut stats, owner.retained(), true);
             }
             if let Some(seat) = &slot.seat {
                 stats.slots_member += 1;
@@ -297,7 +297,7 @@ impl<A: CallApp> Shard<A> {
                 stats.calls_unresolved += counters.unresolved;
                 stats.calls_panicked += counters.panicked;
                 stats.outputs_dropped += counters.outputs_dropped;
-                add_retained(&mut stats, seat.log.retained());
+                add_retained(&mut stats, seat.log.retained(), !seat.log.is_learning());
             }
         }
         let by_node = masters.iter().enumerate().filter(|(_, n)| **n > 0);
@@ -320,10 +320,10 @@ impl<A: CallApp> Shard<A> {
     }
 }
 
-fn add_retained(stats: &mut ShardStats, (bytes, records): (usize, usize)) {
+fn add_retained(stats: &mut ShardStats, (bytes, records): (usize, usize), whole: bool) {
     stats.retained_bytes += bytes as u64;
     stats.retained_records += records as u64;
-    stats.longest_log = stats.longest_log.max(records as u64);
+    stats.longest_log = stats.longest_log.max(if whole { records as u64 } else { 0 });
 }
 
 fn write_outputs(log: &crate::proto::member::Member, mut from: Ordinal, to: Ordinal, packer: &mut Packer) {

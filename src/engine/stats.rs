@@ -144,7 +144,7 @@ pub struct ShardStats {
     pub retained_records: u64,
     /// Gauge: the delay after which late outputs are asked of another member, in ns.
     pub hedge_after_ns: u64,
-    /// Gauge: the longest log retained by one slot, in records.
+    /// Gauge: the longest log retained by one slot, in records, without those that wait for their snapshot.
     pub longest_log: u64,
 }
 

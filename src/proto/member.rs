@@ -12,7 +12,7 @@ mod seal;
 #[cfg(test)]
 mod tests;
 
-pub use learn::{MOST_BUFFERED, SnapshotHead};
+pub use learn::SnapshotHead;
 
 use super::Safeguards;
 use super::record_log::RecordLog;
@@ -284,7 +284,7 @@ impl Member {
     /// Takes the entry that comes next.
     fn hold(&mut self, entry: &Entry<'_>, own: &[u8], machine: &mut impl Machine) -> Result<(), Refused> {
         if self.learning {
-            if self.entries.len() >= MOST_BUFFERED {
+            if self.entries.len() >= learn::MOST_BUFFERED {
                 return Err(Refused::Behind);
             }
         } else if entry.time < self.last_time {

@@ -135,10 +135,11 @@ impl Checker {
         self.slots[usize::from(slot)].accepted(number);
     }
 
-    /// A member has answered the owner of a term, which still asks, that so many replies of a slot are on the wire.
-    pub fn knew(&mut self, slot: u16, term: Term, released: u64) {
+    /// The owner of a term, which still asks, is told that so many replies of a slot are on the wire, by a member of some
+    /// version of the group (`counts`) or by somebody else.
+    pub fn knew(&mut self, slot: u16, term: Term, released: u64, counts: bool) {
         if let Some(history) = self.slots.get_mut(usize::from(slot)) {
-            history.knew(term, released);
+            history.knew(term, released, counts);
         }
     }
 

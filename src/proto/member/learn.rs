@@ -9,7 +9,7 @@ use crate::types::{Boot, Nanos, NodeId, Ordinal, Position, Term};
 use crate::wire::record::Entry;
 
 /// Entries a learner keeps while its snapshot is under way; more are refused, and it begins anew.
-pub const MOST_BUFFERED: usize = 65_536;
+pub(super) const MOST_BUFFERED: usize = 65_536;
 
 /// Where a slot's log stood when a snapshot of its calls was taken.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -146,6 +146,11 @@ impl Member {
         self.entries = kept;
         self.outputs.release_to(self.told.1.0.min(self.outputs.next()));
         result
+    }
+
+    /// Whether it keeps what comes for a snapshot that has not.
+    pub fn is_learning(&self) -> bool {
+        self.learning
     }
 
     /// Whether it holds the slot as a member would.

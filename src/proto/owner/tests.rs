@@ -213,37 +213,59 @@ fn learners_that_were_outpaced_together_are_not_sent_what_is_gone() {
     }
 }
 
-#[test]
-fn an_entry_of_its_own_term_is_taken_by_an_owner_whose_recovered_log_fills_the_window() {
+/// An owner of term 2 that has recovered `entries` of term 1; its members hold as many of them as `held` says.
+fn recovered(window: u64, entries: usize, held: &[u64]) -> Owner {
     let mut log = RecordLog::new(1);
     let entry = Entry { time: NOW, term: Term(1), kind: EntryKind::Tick };
-    (0..4).for_each(|_| assert!(log.push_with(|bytes| entry.write(bytes)) > 0));
+    (0..entries).for_each(|_| assert!(log.push_with(|bytes| entry.write(bytes)) > 0));
     let survived = Survived { log, last_time: NOW, ..Survived::default() };
     let safeguards = Safeguards::default();
     let config = OwnerConfig {
         commit: 2,
-        window: 4,
+        window,
         tell_after: Nanos::from_millis(1),
         address: 0,
         home: None,
         safeguards,
     };
+    let ids: Vec<u16> = (1..=held.len() as u16).collect();
     let lane = |node: NodeId| usize::from(node.0);
-    let mut owner = Owner::new(Slot(0), Term(2), config, survived, &group(&[1, 2], &[]), lane);
+    let mut owner = Owner::new(Slot(0), Term(2), config, survived, &group(&ids, &[]), lane);
+    for (id, held) in ids.into_iter().zip(held) {
+        owner.on_trust(NodeId(id), Some(Boot(1)));
+        owner.on_sealed(NodeId(id), Boot(1), &frame::Sealed { term: 2.into(), ..sealed(1, *held) }).unwrap();
+    }
+    owner
+}
+
+fn ack_in_term_2(owner: &mut Owner, id: u16, held: u64) {
+    let ack = frame::Ack { term: 2.into(), ..ack_of(held, held, 0) };
+    owner.on_ack(NOW, NodeId(id), Boot(1), &ack).unwrap();
+}
+
+#[test]
+fn an_entry_of_its_own_term_is_taken_by_an_owner_whose_recovered_log_fills_the_window() {
+    let mut owner = recovered(4, 4, &[4, 4]);
     let tick = || Entry { time: NOW, term: Term(2), kind: EntryKind::Tick };
     assert_eq!(owner.tick_due(), Nanos::ZERO);
     owner.append(NOW, tick()).unwrap();
     assert_eq!(owner.tick_due(), Nanos::MAX);
     assert_eq!(owner.append(NOW, tick()), Err(Refusal::WindowFull), "one is enough");
     for (held, stable) in [(4, 0), (5, 5)] {
-        for id in [1, 2] {
-            owner.on_trust(NodeId(id), Some(Boot(1)));
-            owner.on_sealed(NodeId(id), Boot(1), &frame::Sealed { term: 2.into(), ..sealed(1, 4) }).unwrap();
-            let ack = frame::Ack { term: 2.into(), ..ack_of(held, held, 0) };
-            owner.on_ack(NOW, NodeId(id), Boot(1), &ack).unwrap();
-        }
+        (1..=2).for_each(|id| ack_in_term_2(&mut owner, id, held));
         assert_eq!(owner.stable(), Position(stable), "both hold {held}");
     }
+}
+
+#[test]
+fn a_member_that_holds_as_much_as_is_committed_is_not_given_up() {
+    let mut owner = recovered(8, 4, &[4, 4, 2]);
+    owner.append(NOW, Entry { time: NOW, term: Term(2), kind: EntryKind::Tick }).unwrap();
+    (1..=2).for_each(|id| ack_in_term_2(&mut owner, id, 4));
+    assert!(!owner.demote_slowest(), "nothing could be dropped without it");
+    (1..=2).for_each(|id| ack_in_term_2(&mut owner, id, 5));
+    assert!(owner.demote_slowest());
+    assert_eq!((owner.lost().collect::<Vec<_>>(), owner.stable()), (vec![NodeId(3)], Position(5)));
 }
 
 #[test]
@@ -256,6 +278,20 @@ fn a_learner_that_waits_for_replies_keeps_no_member_from_learning_where_it_is() 
     let patience = Nanos::from_secs(1);
     assert!(!owner.teach_lost(NOW, patience), "it has just been lost");
     assert!(owner.teach_lost(NOW + patience, patience), "nothing is committed with one of two");
+}
+
+#[test]
+fn who_is_suspected_for_a_moment_lets_no_member_drop_what_it_holds() {
+    let mut owner = owner_of(8, &group(&[1, 2, 3], &[4]));
+    append(&mut owner);
+    (1..=2).for_each(|id| ack(&mut owner, id, 1));
+    owner.discount(2);
+    owner.on_trust(NodeId(2), None);
+    let patience = Nanos::from_secs(1);
+    owner.teach_lost(NOW, patience);
+    assert!(!owner.teach_lost(NOW + patience, patience), "the learner will be whole first");
+    owner.on_trust(NodeId(4), None);
+    assert!(owner.teach_lost(NOW + patience, patience));
 }
 
 #[test]

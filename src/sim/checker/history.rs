@@ -71,8 +71,8 @@ pub(super) struct History {
     executed: usize,
     /// The last release of each call, as term and ordinal; and the highest ordinal ever.
     last: BTreeMap<CallKey, (Term, u64, u64)>,
-    /// How many replies somebody who answered the owner of a term knew to be on the wire.
-    knew: BTreeMap<Term, u64>,
+    /// How many replies somebody who answered the owner of a term knew to be on the wire: members, and others.
+    knew: BTreeMap<Term, (u64, u64)>,
 }
 
 /// Whether this is the execution of this packet.
@@ -123,8 +123,9 @@ impl History {
         self.accepted.push(number);
     }
 
-    pub(super) fn knew(&mut self, term: Term, released: u64) {
+    pub(super) fn knew(&mut self, term: Term, released: u64, counts: bool) {
         let knew = self.knew.entry(term).or_default();
+        let knew = if counts { &mut knew.0 } else { &mut knew.1 };
         *knew = released.max(*knew);
     }
 
@@ -336,7 +337,9 @@ impl History {
     /// An output leaves. Whether that is a duplicate, of those that are allowed.
     pub(super) fn release(&mut self, moment: usize, index: usize, leaving: &Leaving) -> Result<bool, String> {
         let Leaving { term, by, now, .. } = *leaving;
-        let (may_be_lost, knew) = (self.may_be_lost, self.knew.get(&term).copied());
+        let (members, others) = self.knew.get(&term).copied().unwrap_or_default();
+        // Where something may be lost, others may count replies that are not of the log that is left.
+        let knew = if self.may_be_lost { members } else { members.max(others) };
         let late = self.is_late(leaving) && !self.is_on_path(moment);
         if term > self.newest.0 {
             self.newest = (term, now);
@@ -354,7 +357,7 @@ impl History {
         }
         let again = !output.releases.is_empty();
         let other_term = output.releases.iter().all(|(t, _)| *t != term);
-        if again && other_term && !may_be_lost && knew.is_some_and(|knew| ordinal < knew) {
+        if again && other_term && ordinal < knew {
             return Err(format!("invariant 3 (exactly once): {at} released again, which a survivor knew"));
         }
         output.releases.push((term, by));

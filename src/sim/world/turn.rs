@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use super::heart::CONTROL;
 use super::{Datagram, Event, World};
-use crate::sim::checker::{Checker, Release};
+use crate::proto::map::MapMember;
+use crate::sim::checker::{Checker, Life, Release};
 use crate::sim::node::{Input, Loop, News, Reply, Sends, inbound};
 use crate::sim::spy;
 use crate::sim::test_app::Deed;
@@ -96,7 +97,7 @@ impl World {
             match input {
                 Input::Peer { from, boot, bytes } => {
                     if live {
-                        note_frames(shell, &mut self.checker, &bytes);
+                        note_frames(shell, &mut self.checker, (from, boot), &bytes);
                     }
                     shell.shard.on_peer(now, from, boot, &bytes);
                     if self.nodes[index].heart.is_some() {
@@ -286,7 +287,7 @@ impl World {
 }
 
 /// Remembers the terms of replies that other owners pass on, and what members answered to seals.
-fn note_frames(shell: &mut Loop, checker: &mut Checker, bytes: &[u8]) {
+fn note_frames(shell: &mut Loop, checker: &mut Checker, life: Life, bytes: &[u8]) {
     for frame in Frames::new(bytes) {
         match frame {
             Ok(Frame::Deliver(deliver, reply)) => {
@@ -294,7 +295,10 @@ fn note_frames(shell: &mut Loop, checker: &mut Checker, bytes: &[u8]) {
                 shell.delivering.entry(name).or_default().0.insert(Term(deliver.term.get()));
             }
             Ok(Frame::Sealed(sealed)) if shell.shard.awaits_answers(Slot(sealed.slot.get())) => {
-                checker.knew(sealed.slot.get(), Term(sealed.term.get()), sealed.released.get());
+                let group = shell.shard.map().group(Slot(sealed.slot.get()));
+                let is_it = |m: &MapMember| (m.node, m.boot, m.join) == (life.0, life.1, sealed.join.get());
+                let counts = group.configurations().flatten().any(is_it);
+                checker.knew(sealed.slot.get(), Term(sealed.term.get()), sealed.released.get(), counts);
             }
             _ => {}
         }

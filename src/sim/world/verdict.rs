@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use super::{Event, World};
 use crate::engine::{ShardStats, SlotDigest};
-use crate::proto::member::MOST_BUFFERED;
 use crate::types::{Nanos, NodeId, Slot};
 
 /// Once faults are over everything must be done within this time (invariant 6), in worlds whose owner never dies...
@@ -124,9 +123,7 @@ impl World {
         let mut broken = None;
         for (id, stats) in self.stats() {
             // An entry has at most 3 outputs of its packet, and those of timers, of which some calls have a few.
-            // Who learns keeps them until a snapshot comes.
-            let learns = stats.learning.1 < stats.learning.0;
-            let log = 64 + settings.window * 16 + if learns { MOST_BUFFERED as u64 } else { 0 };
+            let log = 64 + settings.window * 16;
             let bytes = 2 * settings.retain_bytes as u64 + log * 1_500 * u64::from(self.map.slots);
             if stats.longest_log > log || stats.retained_bytes > bytes {
                 broken = Some(format!(
