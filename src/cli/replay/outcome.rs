@@ -138,10 +138,11 @@ impl fmt::Display for Outcome {
         writeln!(f, "duplicated  {:>12}", counts.duplicated)?;
         for repeat in self.repeats.iter().take(NAMED_REPEATS) {
             let [first, sent] = [repeat.first, repeat.sent].map(|at| repeat.again.since(at).as_millis_f64());
+            let at = repeat.again.as_millis_f64();
             let what = if repeat.differs { ", and says something else: it was executed twice" } else { "" };
             writeln!(
                 f,
-                "{:<11} {first:>12.3}  ms after its first, {sent:.3} ms after it was sent{what}",
+                "{:<11} {first:>12.3}  ms after its first, {sent:.3} ms after it was sent, at {at:.3} ms{what}",
                 ""
             )?;
         }

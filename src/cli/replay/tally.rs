@@ -4,7 +4,7 @@
 use hdrhistogram::Histogram;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::faults::{Fault, Faults};
+use super::faults::{Faults, Wanting};
 use super::flows::{Flows, Silence, Stamp};
 use super::lanes::{Continuity, Lanes};
 use super::ledger::{Fate, Found, Ledger, Sent};
@@ -237,8 +237,9 @@ impl Tally {
 
     /// The very answer that came at `first`, to a datagram sent at `sent`, came again.
     fn on_copy(&mut self, sent: Nanos, first: Nanos, now: Nanos) {
-        let Some(window) = self.faults.excuse_copy(sent, first, now) else {
-            self.note_repeat(Repeat { sent, first, again: now, differs: false });
+        let repeat = Repeat { sent, first, again: now, differs: false };
+        let Some(window) = self.faults.excuse_copy(repeat) else {
+            self.note_repeat(repeat);
             return self.on_duplicate(now);
         };
         self.counts.doubled_allowed += 1;
@@ -310,11 +311,18 @@ impl Tally {
     pub fn finish(&mut self) {
         self.give_up(Nanos::MAX);
         let (found, surplus) = self.faults.conclude();
-        for Fault { unaccepted, doubled, .. } in surplus {
-            self.counts.unaccepted -= unaccepted;
-            self.counts.lost += unaccepted;
-            self.counts.doubled_allowed -= doubled;
-            self.counts.duplicated += doubled;
+        for wanting in surplus {
+            match wanting {
+                Wanting::Unanswered(_) => {
+                    self.counts.unaccepted -= 1;
+                    self.counts.lost += 1;
+                }
+                Wanting::Doubled(repeat) => {
+                    self.note_repeat(repeat);
+                    self.counts.doubled_allowed -= 1;
+                    self.counts.duplicated += 1;
+                }
+            }
         }
         self.windows.extend(found.iter().map(Window::found));
     }
