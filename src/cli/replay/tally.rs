@@ -296,7 +296,7 @@ impl Tally {
         &self.repeats
     }
 
-    /// Nobody marks anything: the `expected` worst silences of all answers are taken for deaths of an owner.
+    /// Nobody marks anything: `expected` silences of all answers are taken for deaths of an owner.
     pub fn expect_failovers(&mut self, expected: usize) {
         self.faults.expect(expected);
     }
