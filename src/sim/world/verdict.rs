@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Event, World};
 use crate::engine::{ShardStats, SlotDigest};
-use crate::types::{Nanos, NodeId, Slot};
+use crate::types::{Nanos, NodeId, Position, Slot};
 
 /// Once faults are over everything must be done within this time (invariant 6), in worlds whose owner never dies...
 const DONE_WITHIN: Nanos = Nanos::from_millis(600);
@@ -63,6 +63,12 @@ impl World {
                         (false, None, self.clients_until + self.done_within());
                     self.strict = true;
                 }
+            }
+            // A member whom nobody waits for may be behind for as long as probes back off.
+            (None, Some(since))
+                if self.now.since(since) >= quiet && !long && self.now <= self.due && self.lags() =>
+            {
+                self.done = None;
             }
             (None, Some(since)) if self.now.since(since) >= quiet => {
                 self.check_rest(long);
@@ -165,5 +171,21 @@ impl World {
             let what = format!("{id} still keeps {} records at rest", stats.retained_records);
             self.checker.unbounded(self.now, &what);
         }
+    }
+
+    /// Whether two members of a slot that reach each other have not executed the same number of entries, and none was
+    /// given up.
+    fn lags(&self) -> bool {
+        if self.given_up() {
+            return false;
+        }
+        let connected = self.connected();
+        let mut executed: BTreeMap<Slot, Position> = BTreeMap::new();
+        let members = self.nodes.iter().filter(|node| connected.contains(&node.id));
+        let mut digests = members.flat_map(|node| {
+            let all = node.loops.iter().flat_map(|l| l.shard.digests());
+            all.filter(|digest| self.is_member(node.id, digest.slot))
+        });
+        digests.any(|digest| *executed.entry(digest.slot).or_insert(digest.executed) != digest.executed)
     }
 }
