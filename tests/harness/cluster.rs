@@ -5,7 +5,6 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::thread::sleep;
 use std::time::Duration;
 use tandem::io::operator::{AskError, DIGESTS, STATUS, ask};
 use tandem::io::sys_process::{Signal, signal};
@@ -131,20 +130,13 @@ impl Nodes {
 
     /// The node other than `owner` that is master of most slots, and the one of fewest.
     pub(crate) fn masters(&self, owner: u16) -> (u16, u16) {
-        let others = || {
-            let mut slots = self.masterships(owner);
-            slots.remove(&owner);
-            slots
-        };
-        let mut slots = others();
+        let mut slots = BTreeMap::new();
         // On a busy machine all may be suspected for a moment: masterships go home later.
-        for _ in 0..100 {
-            if slots.values().any(|n| *n > 0) {
-                break;
-            }
-            sleep(Duration::from_millis(50));
-            slots = others();
-        }
+        until(Duration::from_secs(5), || {
+            slots = self.masterships(owner);
+            slots.remove(&owner);
+            slots.values().any(|n| *n > 0)
+        });
         let most = *slots.iter().max_by_key(|(_, n)| **n).unwrap().0;
         let fewest = *slots.iter().filter(|(id, _)| **id != most).min_by_key(|(_, n)| **n).unwrap().0;
         assert!(slots[&most] > 0, "no other node is master of anything: {slots:?}");

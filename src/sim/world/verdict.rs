@@ -151,15 +151,10 @@ impl World {
         let (connected, given_up) = (self.connected(), self.given_up());
         let mut digests: BTreeMap<Slot, (NodeId, SlotDigest)> = BTreeMap::new();
         let mut broken = None;
-        for node in self.nodes.iter().filter(|node| connected.contains(&node.id)) {
-            for digest in node.loops.iter().flat_map(|l| l.shard.digests()) {
-                if !self.is_member(node.id, digest.slot) {
-                    continue;
-                }
-                let (other, first) = *digests.entry(digest.slot).or_insert((node.id, digest));
-                if first != digest && !(given_up && first.executed != digest.executed) {
-                    broken = Some(format!("{other} has {first:?}, {} has {digest:?}", node.id));
-                }
+        for (id, digest) in self.members_digests() {
+            let (other, first) = *digests.entry(digest.slot).or_insert((id, digest));
+            if first != digest && !(given_up && first.executed != digest.executed) {
+                broken = Some(format!("{other} has {first:?}, {id} has {digest:?}"));
             }
         }
         if let Some(what) = broken {
@@ -176,16 +171,18 @@ impl World {
     /// Whether two members of a slot that reach each other have not executed the same number of entries, and none was
     /// given up.
     fn lags(&self) -> bool {
-        if self.given_up() {
-            return false;
-        }
-        let connected = self.connected();
         let mut executed: BTreeMap<Slot, Position> = BTreeMap::new();
-        let members = self.nodes.iter().filter(|node| connected.contains(&node.id));
-        let mut digests = members.flat_map(|node| {
-            let all = node.loops.iter().flat_map(|l| l.shard.digests());
-            all.filter(|digest| self.is_member(node.id, digest.slot))
+        let mut differs = |of: &SlotDigest| *executed.entry(of.slot).or_insert(of.executed) != of.executed;
+        !self.given_up() && self.members_digests().iter().any(|(_, digest)| differs(digest))
+    }
+
+    /// What the members that reach each other have executed of each slot.
+    fn members_digests(&self) -> Vec<(NodeId, SlotDigest)> {
+        let connected = self.connected();
+        let nodes = self.nodes.iter().filter(|node| connected.contains(&node.id));
+        let all = nodes.flat_map(|node| {
+            node.loops.iter().flat_map(|l| l.shard.digests()).map(|digest| (node.id, digest))
         });
-        digests.any(|digest| *executed.entry(digest.slot).or_insert(digest.executed) != digest.executed)
+        all.filter(|(id, digest)| self.is_member(*id, digest.slot)).collect()
     }
 }
